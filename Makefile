@@ -1,0 +1,55 @@
+# What people do with this project, by name. `make` alone lists it.
+# Needed beforehand: Python 3.11 or newer (another one: `make demo PYTHON=python3.12`), git, make.
+# Every path here is relative, so the folder may lie anywhere, under any name.
+PYTHON ?= python3
+VENV ?= .venv
+bin := $(VENV)/bin
+ready := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab export check notebooks test-slow clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
+
+demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stories, in minutes on a CPU
+	@"$(bin)/llm-course" demo
+
+test: $(ready) ## every notebook, then every quick test
+	"$(bin)/nbdev_test" --path nbs
+	"$(bin)/python" -m pytest -m "not slow"
+
+lab: $(ready) ## open the course in JupyterLab
+	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+export: $(ready) ## write llm_course/ from nbs/
+	"$(bin)/nbdev_export"
+
+check: $(ready) ## llm_course/ is what nbs/ exports, and the notebooks are clean
+	"$(bin)/nbdev_export"
+	"$(bin)/nbdev_clean"
+	@git status --porcelain --untracked-files=all -- llm_course nbs > "$(VENV)/differs"
+	@git --no-pager diff -- llm_course
+	@if [ -s "$(VENV)/differs" ]; then cat "$(VENV)/differs"; \
+	  echo "These files differ from the last commit after nbdev_export and nbdev_clean: look at them, then commit them."; exit 1; fi
+
+notebooks: $(ready) ## run every notebook in place, which is how the outputs in git are made
+	"$(bin)/python" -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 nbs/*.ipynb
+	"$(bin)/nbdev_clean"
+
+test-slow: $(ready) ## the tests and the cells that take minutes
+	"$(bin)/nbdev_test" --path nbs --flags slow
+	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
+
+clean: ## remove the environment and the caches; data/ and artifacts/ stay
+	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment is made once, and again when a file that describes it changes. (pyproject.toml does not count: nbdev_export
+# touches it every time.)
+$(ready): settings.ini setup.py
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11) and 'llm_course needs Python 3.11 or newer, and this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12')"
+	@echo "Making the environment in $(VENV): once, some minutes, most of them for PyTorch."
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(bin)/python" -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch "$@"

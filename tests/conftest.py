@@ -1,0 +1,73 @@
+"""What the tests share: the command line called in this process or in one of its own, and one small trained run made with it."""
+import contextlib
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the tests are too small for a second thread to pay
+
+
+@dataclass(frozen=True)
+class Outcome:
+    "How a command ended: exit status, what it wrote, and its stderr line by line without progress bars."
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        "Lines of stderr; what a progress bar draws over itself is not one."
+        drawn = re.compile(r"\d+%\||it/s|s/it|\?it|\d+ ?\w+ \[\d|/s[\],]")
+        return [line for line in re.split(r"[\r\n]+", self.err) if line.strip() and not drawn.search(line)]
+
+
+def course(*args: object, cwd: Path) -> Outcome:
+    "`llm-course ARGS` in the folder `cwd`, in this process: as a shell sees it, without the seconds that importing torch takes."
+    from llm_course.cli import main
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main([str(arg) for arg in args])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def process(*args: object, cwd: Path, module: tuple[str, ...] = ("-m", "llm_course"), timeout: int = 120) -> Outcome:
+    "The same in a process of its own."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run([sys.executable, *module, *map(str, args)], cwd=cwd, env=env, timeout=timeout, text=True,
+                          encoding="utf-8", capture_output=True)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def fine(outcome: Outcome) -> str:
+    "The standard output of a command that has to succeed."
+    assert outcome.code == 0, f"exit status {outcome.code}\n{outcome.out}\n{outcome.err}"
+    assert "Traceback" not in outcome.err
+    return outcome.out
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    "Every path under a folder and what is in it."
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+            for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A folder, with a space in its name, in which every stage has run with its default paths. Tests read it and change nothing."
+    folder = tmp_path_factory.mktemp("a small run")
+    for stage in ("corpus --stories 400", "tokenizer --vocab_size 600", "prepare --seq_len 64",
+                  "train --config tiny --max_steps 8 --eval_every 4 --save_every 4"):
+        fine(course(*stage.split(), cwd=folder))
+    return folder

@@ -1,0 +1,141 @@
+"""Every notebook runs top to bottom in a process of its own, in time, leaving nothing behind; and is committed run and clean.
+
+On a slow or busy machine, LLM_COURSE_TIME_SCALE=3 gives three times the time.
+"""
+import copy
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbdev.clean import clean_nb
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+SECONDS = {"06_training": 120}  # all others: 60
+SCALE = float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))
+SKIPPED_CELL = re.compile(r"^#\|\s*(slow|gpu|eval:\s*false)\s*$", re.M)  # as nbdev_test skips them
+FORBIDDEN = {
+    r"^\s*[!%]\s*(pip|wget|curl|conda|uv)\b": "installs or fetches: the environment is made once, and 01_corpus downloads with a check",
+    r"\bsys\.path\b": "changes sys.path: the package is installed",
+    r"filterwarnings\(\s*[\"']ignore[\"']\s*\)|simplefilter\(\s*[\"']ignore": "silences every warning: name the one that is meant",
+    r"^from \S+ import \*|^\s+from \S+ import \*": "imports everything: name what is used",
+    r"/home/|/Users/|/tmp/|C:\\\\": "holds a path of one machine",
+}
+PLAIN_WORDS = re.compile(r"\b(simply|just|obviously|easy|easily)\b", re.I)  # what is hard for a reader is not `simply` done
+
+notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def git_status() -> str | None:
+    "What git sees as changed or new; None where the folder is not a git checkout."
+    command = ["git", "status", "--porcelain", "--untracked-files=all"]
+    try:
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
+def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float) -> None:
+    "Run a notebook in a kernel of its own with `folder` as its working directory; TimeoutError when it takes longer."
+    for cell in nb.cells:
+        if cell.cell_type == "code" and SKIPPED_CELL.search(cell.source):
+            cell.source = ""
+    end = time.monotonic() + seconds
+    left = lambda cell: max(1, int(end - time.monotonic()))  # the limit is the notebook's: cells share it
+    NotebookClient(nb, timeout_func=left, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+
+
+@notebook
+def test_runs_in_time_and_leaves_nothing_behind(path: Path):
+    "Top to bottom, offline, in its own process; what it writes lies in folders that git ignores."
+    before = git_status()
+    execute(nbformat.read(path, as_version=4), path.parent, SECONDS.get(path.stem, 60) * SCALE)
+    assert git_status() == before
+
+
+def test_a_run_says_whether_files_are_watched():
+    "Outside a git checkout the files that a notebook leaves cannot be seen, and this line says so."
+    if git_status() is None:
+        pytest.skip("not a git checkout: files that notebooks leave behind are not looked for")
+
+
+def test_a_notebook_that_hangs_is_stopped(tmp_path: Path):
+    "The time limit holds for the whole notebook, however many cells share it."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")])
+    with pytest.raises(TimeoutError):
+        execute(nb, tmp_path, 5)
+
+
+def test_a_notebook_that_fails_is_seen(tmp_path: Path):
+    "An exception in a cell fails the run; and the working directory is the notebook's folder."
+    good = nbformat.v4.new_code_cell(f"import os; assert os.path.samefile('.', {str(tmp_path)!r})")
+    execute(nbformat.v4.new_notebook(cells=[good]), tmp_path, 60)
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        execute(nbformat.v4.new_notebook(cells=[good, nbformat.v4.new_code_cell("1/0")]), tmp_path, 60)
+
+
+@notebook
+def test_committed_with_its_outputs(path: Path):
+    "Readers look at the notebooks on the web: what a cell shows stands below it, and none shows an error."
+    code = [cell for cell in cells(path, "code") if not SKIPPED_CELL.search(source(cell))]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    for cell in code:
+        last = source(cell).strip().splitlines()[-1:] or [""]
+        shows = re.match(r"print\(|plt\.show\(|display\(", last[0])
+        assert cell["outputs"] or not shows, f"{path.name} is committed without the output of:\n{source(cell)}"
+    assert outputs or not code, f"{path.name} is committed without outputs: `make notebooks` makes them"
+
+
+@notebook
+def test_small_enough_to_read_on_the_web(path: Path):
+    assert path.stat().st_size < 300 * 1024, f"{path.name} has {path.stat().st_size / 1024:.0f} KB: smaller or fewer pictures"
+
+
+@notebook
+def test_clean(path: Path):
+    "As nbdev_clean leaves it: no metadata of one editor, no cell numbers, so that a diff shows what changed."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    cleaned = copy.deepcopy(nb)
+    clean_nb(cleaned)
+    assert nb == cleaned, f"run: nbdev_clean --fname nbs/{path.name}"
+
+
+@notebook
+def test_holds_nothing_forbidden(path: Path):
+    for cell in cells(path, "code"):
+        for pattern, why in FORBIDDEN.items():
+            found = re.search(pattern, source(cell), re.M)
+            assert not found, f"{path.name} has a cell that {why}: {found[0].strip()}"
+
+
+@notebook
+def test_speaks_to_the_reader_kindly(path: Path):
+    "A title first, and none of the words that make a reader feel slow."
+    prose = [source(cell) for cell in cells(path, "markdown")]
+    assert prose and prose[0].startswith("# ")
+    for text in prose:
+        found = PLAIN_WORDS.search(re.sub(r"`[^`]*`", "", text))
+        assert not found, f"{path.name} says {found[0]!r} in: {text[:80]}"
+
+
+@notebook
+def test_links_between_notebooks_lead_somewhere(path: Path):
+    for text in map(source, cells(path, "markdown")):
+        for target in re.findall(r"\]\(([^)#:]+\.(?:ipynb|md|json|py))\)", text):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"

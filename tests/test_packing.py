@@ -1,0 +1,296 @@
+"""Shards: every token once, the same for any number of files, readable by others, safe against interruption and damage."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_course.corpus import CourseError, held_out, tales, write_tales
+from llm_course.packing import Manifest, Shards, batch_indices, get_batch, shuffled, write_shards
+from llm_course.tokenizer import train_tokenizer
+
+TALES = write_tales(0, 60)
+TOKENIZER = train_tokenizer([*TALES, "東京 🦊"], 600)
+
+
+def stream_of(documents) -> list[int]:
+    return [i for document in documents for i in TOKENIZER.encode_document(document)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shards(TALES, TOKENIZER, tmp_path / "shards", val_documents=write_tales(1, 10), seq_len=32, shard_tokens=3000)
+    return tmp_path / "shards"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    train=st.lists(st.text(max_size=30), min_size=1, max_size=20),
+    val=st.lists(st.text(max_size=30), max_size=5),
+    shard_tokens=st.integers(8, 200),
+    seq_len=st.integers(1, 20),
+)
+def test_every_token_once(tmp_path_factory, train, val, shard_tokens, seq_len):
+    """Any documents, empty ones and all scripts, any shard size: the stream is the documents, each once and in order."""
+    out, kept = tmp_path_factory.mktemp("any"), [document for document in train if document not in val]
+    if len(stream_of(kept)) <= seq_len:
+        with pytest.raises(CourseError, match=f"needs {seq_len + 1}"):
+            write_shards(train, TOKENIZER, out, val_documents=val, seq_len=seq_len, shard_tokens=shard_tokens)
+        return
+    manifest = write_shards(iter(train), TOKENIZER, out, val_documents=iter(val), seq_len=seq_len, shard_tokens=shard_tokens)
+    assert manifest == Manifest.load(out) and manifest.excluded == len(train) - len(kept)
+    for split, documents in (("train", kept), ("val", val)):
+        stream, shards = stream_of(documents), Shards(out, split)
+        shards.verify()
+        assert shards.tokens == manifest.tokens(split) == len(stream) and shards.documents == len(documents)
+        assert len(shards) == max(len(stream) - 1, 0) // seq_len
+        for i in range(len(shards)):
+            assert shards[i].tolist() == stream[i * seq_len : (i + 1) * seq_len + 1] and shards[i].dtype == np.int64
+        assert [TOKENIZER.decode(shards.document(j)) for j in range(len(documents))] == documents
+        assert sum(s.bytes for s in shards.shards) == sum(len(d.encode()) for d in documents)
+        assert all(s.tokens <= shard_tokens or s.documents == 1 for s in shards.shards)
+
+
+def test_number_of_shards_does_not_matter(tmp_path):
+    """Training sequences and validation are the same in one shard and in a shard for each document."""
+    for name, size in (("one", 10**9), ("some", 1000), ("each", 1)):
+        write_shards(TALES[:20], TOKENIZER, tmp_path / name, val_documents=write_tales(1, 5), seq_len=64, shard_tokens=size)
+    for split in ("train", "val"):
+        one, some, each = (Shards(tmp_path / name, split) for name in ("one", "some", "each"))
+        assert len(one.shards) == 1 < len(some.shards) < len(each.shards) == each.documents
+        for i in range(len(one)):
+            assert (one[i] == some[i]).all() and (one[i] == each[i]).all()
+
+
+@pytest.mark.parametrize("vocab_size, dtype, code", [(600, "<u2", 8), (65_536, "<u2", 8), (65_537, "<u4", 4)])
+def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
+    """The index follows megatron-core's IndexedDataset field by field, for two and four bytes a token."""
+
+    class Large:  # a tokenizer of any size, whose document is one token, the largest
+        model, sha256, eos_id = b"", hashlib.sha256(b"").hexdigest(), 1
+        encode_document = staticmethod(lambda text: [int(text), vocab_size - 1])
+        save = staticmethod(lambda path: path.write_bytes(b""))
+
+    Large.vocab_size = vocab_size
+    write_shards(["5", "6", "7"], Large, tmp_path / "s", val_documents=[], seq_len=2)
+    raw = (tmp_path / "s" / "train-00000.idx").read_bytes()
+    assert raw[:9] == b"MMIDIDX\x00\x00" and struct.unpack("<QBQQ", raw[9:34]) == (1, code, 3, 4)
+    size = np.dtype(dtype).itemsize
+    assert np.frombuffer(raw, "<i4", 3, 34).tolist() == [2, 2, 2]
+    assert np.frombuffer(raw, "<i8", 3, 46).tolist() == [0, 2 * size, 4 * size]
+    assert np.frombuffer(raw, "<i8", 4, 70).tolist() == [0, 1, 2, 3] and len(raw) == 102
+    last = vocab_size - 1
+    assert np.fromfile(tmp_path / "s" / "train-00000.bin", dtype).tolist() == [5, last, 6, last, 7, last]
+    assert Shards(tmp_path / "s").document(2).tolist() == [7, last]
+
+
+def test_validation_is_held_out_by_itself(tmp_path):
+    """Without validation documents, those that `held_out` names are it, and no document is on both sides."""
+    documents = list(itertools.islice(tales(0), 400))
+    write_shards(documents, TOKENIZER, tmp_path / "s", seq_len=32)
+    val, train = Shards(tmp_path / "s", "val"), Shards(tmp_path / "s")
+    assert [TOKENIZER.decode(val.document(j)) for j in range(val.documents)] == [d for d in documents if held_out(d)]
+    assert train.documents + val.documents == len(documents) and val.documents > 0
+
+
+def test_same_bytes_again(folder, tmp_path):
+    """Writing again gives the same files, over an older set with more shards, and leaves nothing beside them."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, shard_tokens=100)
+    assert len(list(folder.glob("train-*.bin"))) > 20
+    write_shards(TALES, TOKENIZER, folder, val_documents=write_tales(1, 10), seq_len=32, shard_tokens=3000)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert os.listdir(tmp_path) == ["shards"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CourseError, ValueError])
+def test_interrupted(folder, tmp_path, error):
+    """A run that stops in the middle leaves the old shards and nothing else."""
+
+    def documents():
+        yield from TALES[:30]
+        raise error("stop")
+
+    before = Manifest.load(folder)
+    with pytest.raises(error):
+        write_shards(documents(), TOKENIZER, folder, seq_len=32)
+    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"]
+    Shards(folder).verify()
+
+
+def test_killed_between_the_two_renames(folder, tmp_path):
+    """The old folder has been put aside and the new one not yet put in place: the old one comes back by itself."""
+    before = Manifest.load(folder)
+    (tmp_path / ".shards.new").mkdir()
+    folder.rename(tmp_path / ".shards.old")
+    assert Manifest.load(folder) == before
+    write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=16)
+    assert Manifest.load(folder).seq_len == 16 and os.listdir(tmp_path) == ["shards"]
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Documents stream through: ten times the text takes hardly more memory."""
+
+    def peak(n):
+        tracemalloc.start()
+        write_shards((TALES[i % 60] for i in range(n)), TOKENIZER, tmp_path / "s", val_documents=[], seq_len=32)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    peak(10)
+    assert peak(800) < peak(80) + 200_000
+
+
+def test_progress_counts_bytes(tmp_path):
+    """The progress of a run adds up to the UTF-8 bytes of all that was read, documents left out included."""
+    done = []
+    write_shards(TALES, TOKENIZER, tmp_path / "s", val_documents=TALES[:2], seq_len=32, progress=done.append)
+    assert sum(done) == sum(len(d.encode()) for d in TALES + TALES[:2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 300), batch_size=st.integers(1, 40), seed=st.integers(0, 2**63), epochs=st.integers(1, 3))
+def test_every_sequence_once_an_epoch(n, batch_size, seed, epochs):
+    """For any number, batch size and seed, the batches in a row visit every sequence once before any comes again."""
+    steps = -(-n * epochs // batch_size)
+    order = np.concatenate([batch_indices(n, batch_size, seed, step) for step in range(steps)])
+    assert order.dtype == np.int64
+    for epoch in range(epochs):
+        assert sorted(order[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_order_is_a_fixed_function():
+    """The order is the same on every machine and in every version: these numbers must never change."""
+    assert batch_indices(1000, 8, seed=0, step=3).tolist() == [720, 597, 165, 753, 101, 66, 223, 301]
+    assert batch_indices(10**9, 4, seed=1, step=10**6).shape == (4,)
+    assert batch_indices(1000, 8, 0, 3).tolist() != batch_indices(1000, 8, 1, 3).tolist()
+
+
+def test_order_is_well_shuffled():
+    """Over many epochs every sequence comes to every place about as often (chi-square within five sigma)."""
+    n, epochs = 10, 3000
+    table = np.zeros((n, n))
+    for epoch in range(epochs):
+        table[np.arange(n), shuffled(np.arange(n), n, 7, epoch)] += 1
+    chi2, freedom = ((table - epochs / n) ** 2 / (epochs / n)).sum(), (n - 1) ** 2
+    assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_ranks_make_the_batch(folder, world_size):
+    """The ranks' parts in order are the batch of one process, inputs and targets."""
+    shards = Shards(folder)
+    for step in (0, 7, 1000):
+        x, y = get_batch(shards, step, 6, seed=3)
+        parts = [get_batch(shards, step, 6, 3, rank, world_size) for rank in range(world_size)]
+        assert (np.concatenate([p[0] for p in parts]) == x).all() and (np.concatenate([p[1] for p in parts]) == y).all()
+        assert x.shape == y.shape == (6, 32) and (x[:, 1:] == y[:, :-1]).all()
+
+
+def test_another_length(folder):
+    """Shards can be read at another length than they were made for; too great a length gets a sentence."""
+    assert Shards(folder, seq_len=100)[0].shape == (101,)
+    with pytest.raises(CourseError, match="needs 1,000,001"):
+        get_batch(Shards(folder, seq_len=10**6), 0, 1, 0)
+    with pytest.raises(CourseError, match="does not divide"):
+        get_batch(Shards(folder), 0, 4, 0, 0, 3)
+    for i in (-1, 10**9):
+        with pytest.raises(IndexError):
+            Shards(folder)[i]
+
+
+@pytest.mark.parametrize("change", [
+    dict(seq_len="32"), dict(vocab_size=1.5), dict(vocab_size=True), dict(tokenizer_sha256=None), dict(dtype="float32"),
+    dict(splits=[]), dict(splits={"train": 3}), dict(splits={"train": [{}]}), dict(splits={"train": [3]}), dict(excluded=None),
+    dict(seq_len=0), dict(splits={"train": [dict(name="../x", tokens=1, documents=1, bytes=1, sha256="")]}),
+])  # fmt: skip
+def test_ill_formed_manifest(folder, change):
+    """A manifest with a missing field or another type gets a sentence that names the file."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CourseError, match="manifest.json"):
+        Shards(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "null", "{}", "\udcff"])
+def test_broken_manifest(folder, content):
+    """A manifest that is no JSON object gets a sentence."""
+    (folder / "manifest.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CourseError, match="manifest.json"):
+        Shards(folder)
+
+
+def test_damage(folder):
+    """A flipped bit, a cut file, a missing file and an index that is none are each found and named."""
+    path = folder / "train-00001.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:99] + bytes([whole[99] ^ 4]) + whole[100:])
+    with pytest.raises(CourseError, match="train-00001.bin is damaged"):
+        Shards(folder).verify()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CourseError, match="train-00001.bin has"):
+        Shards(folder)
+    path.unlink()
+    with pytest.raises(CourseError, match="train-00001.bin is missing"):
+        Shards(folder)
+    index = (folder / "val-00000.idx").read_bytes()
+    for damaged in (b"", b"something else, but as long as an index may be", index[:-1]):
+        (folder / "val-00000.idx").write_bytes(damaged)
+        with pytest.raises(CourseError, match="val-00000.idx is missing, or not an index"):
+            Shards(folder, "val").document(0)
+
+
+def test_wrong_places(folder, tmp_path):
+    """No shards, a file where a folder should be, a folder with other things, a split that is not there."""
+    for place in (tmp_path / "nowhere", tmp_path, folder / "manifest.json"):
+        with pytest.raises(CourseError, match="No shards in"):
+            Shards(place)
+    with pytest.raises(CourseError, match="no split 'test'"):
+        Shards(folder, "test")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CourseError, match="is a file"):
+        write_shards(TALES, TOKENIZER, tmp_path / "file")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(CourseError, match="notes.txt"):
+        write_shards(TALES, TOKENIZER, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(CourseError, match="at least 1"):
+        write_shards(TALES, TOKENIZER, tmp_path / "s", seq_len=0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a place that nobody can write to")
+def test_a_place_that_cannot_be_written():
+    """An output folder that cannot be made gets a sentence."""
+    with pytest.raises(CourseError, match="cannot be written"):
+        write_shards(TALES, TOKENIZER, "/proc/shards", seq_len=32)
+
+
+def test_symlink_is_followed(folder, tmp_path):
+    """A link to a folder on another disk stays a link."""
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    write_shards(TALES, TOKENIZER, tmp_path / "link", val_documents=[], seq_len=16)
+    assert (tmp_path / "link").is_symlink() and Manifest.load(folder).seq_len == 16
+
+
+def test_other_tokenizer(folder):
+    """The shards know their tokenizer, and carry a copy."""
+    manifest = Manifest.load(folder)
+    manifest.check_tokenizer(TOKENIZER)
+    assert (folder / "tokenizer.model").read_bytes() == TOKENIZER.model
+    with pytest.raises(CourseError, match="another tokenizer"):
+        dataclasses.replace(manifest, tokenizer_sha256="0" * 64).check_tokenizer(TOKENIZER)
+
+
+def test_validation_that_is_the_training_text(tmp_path):
+    """The same file given as both is told for what it is."""
+    with pytest.raises(CourseError, match="60 documents were left out because validation has them"):
+        write_shards(TALES, TOKENIZER, tmp_path / "s", val_documents=TALES, seq_len=32)

@@ -1,0 +1,315 @@
+"Sampling: the filters against naive references, the cache against none, and every promise of `generate`."
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_course.attention import ShapeError
+from llm_course.corpus import CourseError, write_tales
+from llm_course.gpt import GPT, ModelConfig
+from llm_course.sampling import (
+    Sampler,
+    apply_temperature,
+    draw,
+    generate,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalize_repeats,
+    stream_text,
+    write,
+)
+from llm_course.tokenizer import train_tokenizer
+
+CONTEXT = 24
+PROMPT = [1, 50, 60]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(write_tales(7, 20), vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> GPT:
+    torch.manual_seed(0)
+    model = GPT(
+        ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, vocab_size=tokenizer.vocab_size, seq_len=CONTEXT)
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5 if weight.ndim == 2 else 1)
+    return model.eval()
+
+
+class Scripted(torch.nn.Module):
+    "A model that is certain: after token n comes n + 1, and after the last one the first."
+
+    def __init__(self, vocab_size: int = 10, seq_len: int = 8):
+        super().__init__()
+        self.config = ModelConfig(n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, d_ff=8, vocab_size=vocab_size, seq_len=seq_len)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen = []
+
+    def forward(self, ids, targets=None, cache=None):
+        self.seen.append(ids.tolist())
+        return 50.0 * torch.nn.functional.one_hot((ids + 1) % self.config.vocab_size, self.config.vocab_size).float()
+
+
+# ---- the filters
+
+def rows(width: int = 6) -> st.SearchStrategy:
+    "Logits (B, V): finite float32, ties and all."
+    number = st.floats(-30, 30, width=32) | st.sampled_from([0.0, 1.0, -1.0])
+    return st.integers(1, 3).flatmap(
+        lambda b: st.integers(1, width).flatmap(
+            lambda v: st.lists(st.lists(number, min_size=v, max_size=v), min_size=b, max_size=b).map(torch.tensor)
+        )
+    )
+
+
+@given(rows(), st.integers(1, 8))
+def test_top_k_keeps_the_k_largest(logits, k):
+    for row, kept in zip(logits, keep_top_k(logits, k)):
+        kth = sorted(row.tolist(), reverse=True)[: max(k, 1)][-1]
+        assert kept.tolist() == [x if x >= kth else -math.inf for x in row.tolist()]
+
+
+@given(rows(), st.floats(0.01, 0.999))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
+    for row, cut in zip(logits, keep_top_p(logits, p)):
+        kept = cut.isfinite()
+        probs = row.double().softmax(0)
+        assert torch.equal(cut[kept], row[kept]) and kept.any()
+        assert probs[kept].sum() >= p - 1e-5  # it reaches p …
+        assert probs[kept].sum() - probs[kept].min() < p + 1e-5  # … and no smaller set does:
+        if not kept.all():  # nothing that was cut is likelier than anything kept
+            assert row[~kept].max() <= row[kept].min()
+
+
+@given(rows(), st.floats(0.001, 1.0))
+def test_min_p_keeps_what_is_not_much_less_likely_than_the_best(logits, p):
+    probs = logits.double().softmax(-1)
+    share = probs / probs.amax(-1, keepdim=True)
+    kept = keep_min_p(logits, p).isfinite()
+    assert kept[share > p * (1 + 1e-4)].all() and not kept[share < p * (1 - 1e-4)].any()
+    assert kept.gather(1, logits.argmax(-1, keepdim=True)).all()
+
+
+@given(rows(), st.floats(1.0, 5.0), st.data())
+def test_a_repeated_token_never_gains(logits, penalty, data):
+    seen = torch.tensor([[data.draw(st.booleans()) for _ in row] for row in logits])
+    found = penalize_repeats(logits, seen, penalty)
+    assert torch.equal(found[~seen], logits[~seen]) and (found[seen] <= logits[seen]).all()
+
+
+@given(rows(), st.floats(1e-6, 100))
+def test_temperature_divides_logits(logits, temperature):
+    found = apply_temperature(logits, temperature).softmax(-1)
+    torch.testing.assert_close(found, (logits.double() / temperature).softmax(-1).float(), rtol=2e-3, atol=1e-5)
+
+
+@given(
+    rows(12),
+    st.builds(
+        Sampler,
+        temperature=st.sampled_from([0, 1e-30, 0.3, 1, 5]),
+        top_k=st.integers(0, 14),
+        top_p=st.floats(1e-6, 1),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(0.5, 3),
+    ),
+)
+def test_whatever_the_options_probabilities_remain(logits, sampler):
+    probs = sampler.probabilities(logits, torch.zeros_like(logits, dtype=torch.bool))
+    assert (probs >= 0).all() and torch.allclose(probs.sum(-1), torch.ones(len(logits)), atol=1e-5)
+
+
+def test_equal_logits_lose_no_more_than_they_must():
+    "Ties: top-p takes as many as are needed, top-k all that tie, min-p all."
+    even = torch.zeros(1, 8)
+    assert keep_top_p(even, 0.5).isfinite().sum() == 4 and keep_top_k(even, 3).isfinite().all() and keep_min_p(even, 1.0).isfinite().all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda p: sum(p) > 0.1), st.floats(0, 1, exclude_max=True, width=32))
+def test_a_dart_never_hits_what_has_no_width(weights, u):
+    probs = torch.tensor([weights]) / sum(weights)
+    assert probs[0, draw(probs, torch.tensor([u]))[0]] > 0
+
+
+def test_draws_are_as_frequent_as_they_are_likely():
+    probs = torch.tensor([[0.05, 0.6, 0.0, 0.35]])
+    hits = draw(probs.expand(40_000, -1), torch.rand(40_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=4)
+    torch.testing.assert_close(hits / 40_000, probs[0], atol=0.01, rtol=0)
+
+
+def test_a_wrong_shape_is_named():
+    with pytest.raises(ShapeError, match="logits"):
+        keep_top_p(torch.zeros(5), 0.9)
+
+
+# ---- with and without a cache
+
+@pytest.mark.parametrize("n", [5, CONTEXT, 3 * CONTEXT])
+@pytest.mark.parametrize(
+    "options", [dict(temperature=0), dict(seed=3), dict(seed=4, temperature=0.7, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.2)]
+)
+def test_the_cache_changes_no_token(model, n, options):
+    "Also past the context, where both keep the newest half."
+    cached = generate(model, PROMPT, n, n_samples=3, **options)
+    assert cached == generate(model, PROMPT, n, n_samples=3, use_cache=False, **options)
+    assert [len(sample) for sample in cached] == [n] * 3
+
+
+def test_greedy_is_argmax_step_by_step(model):
+    ids = list(PROMPT)
+    for _ in range(15):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    assert generate(model, PROMPT, 15, temperature=0) == [ids[3:]]
+
+
+def test_the_cache_reads_each_token_once(model):
+    read = []
+    hook = model.register_forward_pre_hook(lambda module, args: read.append(args[0].shape[1]))
+    generate(model, PROMPT, 10, temperature=0)
+    hook.remove()
+    assert read == [3] + [1] * 9
+
+
+def test_past_the_context_the_newest_half_is_read_again():
+    model, told = Scripted(), []
+    assert generate(model, [0], 20, temperature=0, use_cache=False, say=told.append) == [[n % 10 for n in range(1, 21)]]
+    assert max(len(ids[0]) for ids in model.seen) == 8
+    assert model.seen[7:9] == [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 6, 7, 8]]]
+    assert len(told) == 1 and "context of 8" in told[0]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_prompt_longer_than_the_context_keeps_its_newest_tokens(model, use_cache):
+    told = []
+    prompt = [1, *range(100, 160)]
+    found = generate(model, prompt, 30, temperature=0, use_cache=use_cache, say=told.append)
+    assert found == generate(model, prompt[-CONTEXT:], 30, temperature=0)
+    assert len(told) == 1 and "61 tokens" in told[0] and "37" in told[0]
+
+
+def test_a_context_of_one_token_still_writes():
+    assert generate(Scripted(seq_len=1), [0], 5, temperature=0, use_cache=False) == [[1, 2, 3, 4, 5]]
+
+
+# ---- samples, seeds, stopping
+
+def test_a_seed_decides_everything(model):
+    assert generate(model, PROMPT, 20, seed=1) == generate(model, PROMPT, 20, seed=1)
+    assert generate(model, PROMPT, 20, seed=1) != generate(model, PROMPT, 20, seed=2)
+    assert generate(model, PROMPT, 20) != generate(model, PROMPT, 20)
+
+
+def test_generation_leaves_the_global_random_state_alone(model):
+    before = torch.get_rng_state()
+    generate(model, PROMPT, 5)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_sample_i_depends_on_seed_plus_i_alone(model):
+    many = generate(model, PROMPT, 15, seed=10, n_samples=4)
+    assert many == [generate(model, PROMPT, 15, seed=10 + i)[0] for i in range(4)]
+    assert len({tuple(sample) for sample in many}) == 4
+
+
+def test_each_sample_stops_on_its_own(model):
+    free = generate(model, PROMPT, 60, seed=0, n_samples=6)
+    stop = free[0][7]
+    stopped = generate(model, PROMPT, 60, seed=0, n_samples=6, stop_id=stop)
+    for long, short in zip(free, stopped):
+        end = long.index(stop) + 1 if stop in long else len(long)
+        assert short == long[:end]
+    assert len({len(sample) for sample in stopped}) > 1
+
+
+def test_work_ends_with_the_last_sample():
+    model = Scripted()
+    assert generate(model, [0], 1000, temperature=0, stop_id=4, use_cache=False, n_samples=2) == [[1, 2, 3, 4]] * 2
+    assert len(model.seen) == 4
+
+
+def test_on_token_hears_each_token_of_each_running_sample(model):
+    heard = [[], []]
+    samples = generate(model, PROMPT, 12, seed=0, n_samples=2, on_token=lambda row, token: heard[row].append(token))
+    assert heard == samples
+
+
+def test_the_repetition_penalty_keeps_tokens_from_coming_again_but_not_the_end():
+    model = Scripted(vocab_size=4)
+    assert generate(model, [0], 4, temperature=0, use_cache=False) == [[1, 2, 3, 0]]
+    assert generate(model, [1], 3, temperature=0, use_cache=False, stop_id=0, repetition_penalty=1e6) == [[2, 3, 0]]
+
+
+def test_generation_under_autocast_and_without_grad(model):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(generate(model, PROMPT, 10, seed=0)[0]) == 10
+    assert torch.is_grad_enabled()
+
+
+# ---- texts
+
+def test_texts_begin_with_the_prompt_and_do_not_show_the_end(model, tokenizer):
+    texts = write(model, tokenizer, "Once upon a time", 30, seed=0, n_samples=3)
+    assert len(texts) == 3 and all(text.startswith("Once upon a time") and "</s>" not in text for text in texts)
+
+
+def test_an_empty_prompt_begins_a_document(model, tokenizer):
+    [text] = write(model, tokenizer, "", 10, seed=0)
+    assert text == tokenizer.decode([i for i in generate(model, [tokenizer.eos_id], 10, seed=0, stop_id=tokenizer.eos_id)[0] if i != 1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_streamed_pieces_are_the_written_text(model, tokenizer, seed):
+    "Random weights write random bytes: the hardest case for whole characters."
+    pieces = list(stream_text(model, tokenizer, "Once", 20, seed=seed))
+    assert "Once" + "".join(pieces) == write(model, tokenizer, "Once", 20, seed=seed)[0]
+
+
+def test_a_stream_is_lazy(model, tokenizer):
+    read = []
+    hook = model.register_forward_pre_hook(lambda module, args: read.append(1))
+    next(iter(stream_text(model, tokenizer, "Once", 10_000, temperature=0)))
+    hook.remove()
+    assert len(read) <= 5
+
+
+@pytest.mark.parametrize(
+    "mistake, words",
+    [
+        (dict(max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(max_new_tokens=-5), "max_new_tokens is -5"),
+        (dict(temperature=-1), "temperature is -1"),
+        (dict(temperature=math.nan), "temperature is nan"),
+        (dict(temperature=math.inf), "temperature is inf"),
+        (dict(top_k=-1), "top_k is -1"),
+        (dict(top_p=0), "top_p is 0"),
+        (dict(top_p=1.01), "top_p is 1.01"),
+        (dict(min_p=-0.1), "min_p is -0.1"),
+        (dict(min_p=2), "min_p is 2"),
+        (dict(repetition_penalty=0), "repetition_penalty is 0"),
+    ],
+)
+def test_mistakes_name_the_option(model, tokenizer, mistake, words):
+    "At once, also for a stream: before anything is written."
+    with pytest.raises(CourseError, match=words) as caught:
+        write(model, tokenizer, "Once", **mistake)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CourseError, match=words):
+        stream_text(model, tokenizer, "Once", **mistake)
+
+
+def test_other_mistakes_are_sentences(model, tokenizer):
+    with pytest.raises(CourseError, match="n_samples is 0"):
+        write(model, tokenizer, "Once", n_samples=0)
+    with pytest.raises(CourseError, match="no tokens"):
+        generate(model, [], 5)
+    with pytest.raises(CourseError, match="tokenizer"):
+        generate(model, [1, 100_000], 5)

@@ -1,0 +1,456 @@
+"""Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm_course.corpus import CourseError, write_tales
+from llm_course.packing import write_shards
+from llm_course.tokenizer import Tokenizer, train_tokenizer
+from llm_course.training import (CHECKPOINT_FILES, claimed, config_changes, find_checkpoint, learning_rate, load_checkpoint, load_config,
+                                 make_optimizer, newest_checkpoint, pick_device, pick_precision, point_latest, read_log, start_run,
+                                 step_folders, train, train_on_tales, train_step)
+
+CPU = torch.device("cpu")
+
+
+def quiet(text: object) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """A small folder of shards, of tales."""
+    tales = write_tales(0, 400)
+    return pack(tales[:380], tales[380:], tmp_path_factory.mktemp("shards") / "shards")
+
+
+def pack(train_documents: list[str], val_documents: list[str], folder: Path) -> Path:
+    """Documents to shards, with a tokenizer of their own."""
+    write_shards(train_documents, train_tokenizer(train_documents, 400), folder, val_documents=val_documents, seq_len=64)
+    return folder
+
+
+def tiny(shards: Path, **fields):
+    """The tiny config, in fp32 unless told otherwise, with the vocabulary of the shards."""
+    vocab = Tokenizer.load(shards).vocab_size
+    return load_config("tiny", {"vocab_size": vocab, "precision": "fp32", "log_every": 1, **fields})
+
+
+def run_quietly(config, shards, out, **kwargs):
+    """`train`, without bar and sentences."""
+    return train(config, shards, out, device="cpu", progress=False, say=kwargs.pop("say", quiet), **kwargs)
+
+
+class PowerCut(Exception):
+    """Stands for whatever ends a run at once."""
+
+
+def cut(model, tokenizer) -> str:
+    """A sampler that ends the run at the first sample, which comes right after a save."""
+    raise PowerCut
+
+
+def same_files(a: Path, b: Path) -> None:
+    """Assert that two checkpoints hold the same bits."""
+    for name in CHECKPOINT_FILES:
+        if name == "trainer.pt":
+            first, second = (torch.load(folder / name, weights_only=True) for folder in (a, b))
+            assert equal(first, second), name
+        else:
+            assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def equal(a, b) -> bool:
+    """Whether two nests of dictionaries, lists and tensors are the same, bit for bit."""
+    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list): return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def told(path: Path) -> list[dict]:
+    """A log without what a clock decides."""
+    return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in read_log(path)]
+
+
+# Resume
+
+@pytest.mark.parametrize("fields", [
+    {"precision": "fp32"},
+    {"precision": "bf16"},
+    {"precision": "fp32", "micro_batch_size": 3},
+    {"precision": "bf16", "micro_batch_size": 2, "checkpoint_activations": True},
+    {"precision": "fp32", "checkpoint_activations": True, "log_every": 3, "eval_every": 4},
+], ids=str)
+def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
+    """A run that dies after step 10 and is resumed ends with the weights, optimizer, random state and log of one that did not."""
+    config = tiny(shards, max_steps=20, save_every=10, sample_every=10, keep=2, **fields)
+    sample = lambda model, tokenizer: str(torch.rand(()).item())   # draws from the random state, as a real sampler does
+    whole = run_quietly(config, shards, tmp_path / "whole", sampler=sample)
+    with pytest.raises(PowerCut): run_quietly(config, shards, tmp_path / "cut", sampler=cut)
+    assert newest_checkpoint(tmp_path / "cut").name == "step-000010"
+    resumed = run_quietly(config, shards, tmp_path / "cut", resume=True, sampler=sample)
+    assert (resumed.steps, resumed.loss, resumed.val_loss) == (whole.steps, whole.loss, whole.val_loss)
+    same_files(resumed.checkpoint, whole.checkpoint)
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_resume_begins_where_there_is_nothing(shards, tmp_path):
+    """The same command line works for the first start and for every later one."""
+    said = []
+    config = tiny(shards, max_steps=2)
+    first = run_quietly(config, shards, tmp_path, resume=True, say=said.append)
+    assert first.steps == 2 and any("afresh" in line for line in said)
+    again = run_quietly(config, shards, tmp_path, resume=True, say=said.append)
+    assert again.steps == 2 and again.loss == first.loss and again.val_loss == first.val_loss
+
+
+def test_resume_says_what_has_changed(shards, tmp_path):
+    """A longer run may go on from a shorter one; one line names every changed setting."""
+    run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
+    said = []
+    result = run_quietly(tiny(shards, max_steps=4, lr=1e-4), shards, tmp_path, resume=True, say=said.append)
+    assert result.steps == 4
+    assert [line for line in said if "max_steps 2 → 4" in line and "lr 0.003 → 0.0001" in line]
+
+
+def test_resume_refuses_another_model(shards, tmp_path):
+    """Weights of another shape are refused with a sentence, not with a traceback of PyTorch."""
+    run_quietly(tiny(shards, max_steps=1), shards, tmp_path)
+    with pytest.raises(CourseError, match="do not fit"):
+        run_quietly(tiny(shards, max_steps=1, d_ff=128), shards, tmp_path, resume=True)
+    with pytest.raises(CourseError, match="do not fit"):
+        run_quietly(tiny(shards, max_steps=1, n_layers=3), shards, tmp_path, resume=True)
+
+
+def test_resume_refuses_another_tokenizer(shards, tmp_path):
+    """Shards made with another tokenizer would train on noise: both are named."""
+    run_quietly(tiny(shards, max_steps=1), shards, tmp_path / "out")
+    others = pack([tale.upper() for tale in write_tales(1, 100)], write_tales(2, 10), tmp_path / "others")
+    with pytest.raises(CourseError, match="tokenizer"):
+        run_quietly(tiny(others, max_steps=1), others, tmp_path / "out", resume=True)
+
+
+def test_an_earlier_run_is_never_lost(shards, tmp_path):
+    """A new run in the folder of an old one moves that aside, whole, and says where it is."""
+    old = run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
+    weights = load_file(old.checkpoint / "model.safetensors")
+    said = []
+    new = run_quietly(tiny(shards, max_steps=1, seed=1), shards, tmp_path, say=said.append)
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000001"] and new.steps == 1
+    assert any("earlier-1" in line and "--resume" in line for line in said)
+    kept = load_checkpoint(tmp_path / "earlier-1" / "latest")
+    assert kept.step == 2 and len(read_log(tmp_path / "earlier-1")) > 1
+    assert all(torch.equal(p, weights[name]) for name, p in kept.model.named_parameters())
+
+
+# Checkpoints
+
+@pytest.fixture(scope="module")
+def finished(shards, tmp_path_factory) -> Path:
+    """The folder of a run of three steps."""
+    out = tmp_path_factory.mktemp("run")
+    run_quietly(tiny(shards, max_steps=3, save_every=1, keep=3), shards, out)
+    return out
+
+
+def test_a_checkpoint_is_what_the_design_says(finished):
+    """Files, names of the weights, a tied matrix once, and a manifest that seals them."""
+    folder = finished / "step-000003"
+    assert {path.name for path in folder.iterdir()} == {*CHECKPOINT_FILES, "manifest.json"}
+    weights = load_file(folder / "model.safetensors")
+    assert "model.embed_tokens.weight" in weights and "model.layers.0.self_attn.q_proj.weight" in weights
+    assert "lm_head.weight" not in weights
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"] and config["tie_word_embeddings"] is True and config["eos_token_id"] == 1
+    assert os.readlink(finished / "latest") == "step-000003"
+    assert not list(finished.glob(".*.tmp"))
+
+
+def test_a_loaded_model_is_the_saved_one(finished, shards):
+    """`latest`, the step's folder and the run's folder are all the same checkpoint, and its model gives the loss it was saved with."""
+    found = [load_checkpoint(path) for path in (finished, finished / "latest", finished / "step-000003")]
+    assert {checkpoint.step for checkpoint in found} == {3} and {checkpoint.path.name for checkpoint in found} == {"step-000003"}
+    assert found[0].tokenizer.sha256 == Tokenizer.load(shards).sha256
+    found[0].check_tokenizer(Tokenizer.load(shards))
+    with pytest.raises(CourseError, match="mine.model"): found[0].check_tokenizer(train_tokenizer(["abc " * 50], 300), "mine.model")
+    assert load_checkpoint(finished / "step-000001").step == 1
+
+
+@pytest.mark.parametrize("name", [*CHECKPOINT_FILES, "manifest.json"])
+@pytest.mark.parametrize("fault", ["flipped bit", "cut short", "longer", "deleted", "empty"])
+def test_every_fault_is_found_and_the_file_named(name, fault, finished, tmp_path):
+    """One bit in any file is enough."""
+    folder = tmp_path / "step-000003"
+    shutil.copytree(finished / "step-000003", folder)
+    path, data = folder / name, bytearray((finished / "step-000003" / name).read_bytes())
+    if fault == "flipped bit": data[len(data) // 2] ^= 1
+    if fault == "cut short": data.pop()
+    if fault == "longer": data.append(0)
+    if fault == "longer" and name == "manifest.json": return   # a blank more at the end of JSON is no change
+    path.unlink() if fault == "deleted" else path.write_bytes(b"" if fault == "empty" else data)
+    if name == "manifest.json" and fault == "cut short": path.write_bytes(data[:-2])
+    with pytest.raises(CourseError, match=name): load_checkpoint(folder)
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    """Nothing there, a folder of other things, a file: a sentence each."""
+    with pytest.raises(CourseError, match="llm-course train"): load_checkpoint(tmp_path / "nowhere" / "latest")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CourseError, match="manifest.json"): load_checkpoint(tmp_path)
+    with pytest.raises(CourseError): load_checkpoint(tmp_path / "notes.txt")
+
+
+def test_keep_and_latest(shards, tmp_path):
+    """Only the newest N stay; `latest` may be lost without harm."""
+    run_quietly(tiny(shards, max_steps=5, save_every=1, keep=2), shards, tmp_path)
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000004", "step-000005"]
+    (tmp_path / "latest").unlink()
+    assert find_checkpoint(tmp_path / "latest") == find_checkpoint(tmp_path) == tmp_path / "step-000005"
+
+
+def test_latest_is_a_copy_where_links_are_refused(finished, tmp_path, monkeypatch):
+    """As on Windows without the right to make links; and a link takes the place of a copy again."""
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    with monkeypatch.context() as patched:
+        def refuse(*args, **kwargs): raise OSError("no links here")
+        patched.setattr(Path, "symlink_to", refuse)
+        for step in (1, 2): point_latest(tmp_path / "run" / f"step-00000{step}")
+        assert not (tmp_path / "run" / "latest").is_symlink() and load_checkpoint(tmp_path / "run" / "latest").step == 2
+    point_latest(tmp_path / "run" / "step-000003")
+    assert (tmp_path / "run" / "latest").is_symlink() and not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def test_leftovers_are_swept(shards, finished, tmp_path):
+    """What a crash in the middle of a save has left is gone after the next start, and was never taken for a checkpoint."""
+    shutil.copytree(finished / "step-000001", tmp_path / ".step-000009.tmp")
+    (tmp_path / ".latest.tmp").symlink_to("nowhere")
+    assert newest_checkpoint(tmp_path) is None
+    run_quietly(tiny(shards, max_steps=1), shards, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "latest", "log.jsonl", "step-000001"]
+
+
+def test_a_failed_save_leaves_the_last_one(shards, tmp_path, monkeypatch):
+    """A disk that is full during a save costs a sentence; the checkpoint before it still loads, nothing half-written stays."""
+    calls, real = [], os.fsync
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 14: raise OSError(28, "No space left on device")
+        return real(handle)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CourseError, match="No space left"):
+        run_quietly(tiny(shards, max_steps=3, save_every=1), shards, tmp_path)
+    assert load_checkpoint(tmp_path).step == 1 and not list(tmp_path.glob(".*.tmp"))
+
+
+def test_two_runs_do_not_share_a_folder(shards, tmp_path):
+    """The second is refused while the first one writes."""
+    with claimed(tmp_path):
+        with pytest.raises(CourseError, match="Another run"): run_quietly(tiny(shards, max_steps=1), shards, tmp_path)
+    assert run_quietly(tiny(shards, max_steps=1), shards, tmp_path).steps == 1
+
+
+# What goes in
+
+def test_what_cannot_be_trained_on(shards, tmp_path):
+    """No shards, too little text, shards whose tokenizer was exchanged, a folder that cannot be made: a sentence each, nothing written."""
+    with pytest.raises(CourseError): run_quietly(tiny(shards), tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(CourseError, match="seq_len"): run_quietly(tiny(shards, seq_len=1_000_000), shards, tmp_path / "out")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(shards, mixed)
+    train_tokenizer(["another text " * 50], 300).save(mixed / "tokenizer.model")
+    with pytest.raises(CourseError, match="tokenizer"): run_quietly(tiny(shards), mixed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CourseError, match="file"): run_quietly(tiny(shards), shards, tmp_path / "file" / "out")
+
+
+def test_the_tokenizer_decides_the_vocabulary(shards, tmp_path):
+    """A config with another vocabulary is adapted, and one line says so."""
+    said = []
+    config = load_config("tiny", {"vocab_size": 9_999, "max_steps": 1})
+    result = run_quietly(config, shards, tmp_path, say=said.append)
+    assert load_checkpoint(result.checkpoint).config.model.vocab_size == Tokenizer.load(shards).vocab_size
+    assert any("9,999" in line for line in said)
+
+
+def test_validation_may_be_short_or_missing(tmp_path):
+    """A validation split shorter than one sequence is used whole; without one there is no validation loss."""
+    tales = write_tales(0, 200)
+    short = pack(tales[1:], [tales[0][:60]], tmp_path / "short")
+    assert np.isfinite(run_quietly(tiny(short, max_steps=1), short, tmp_path / "a").val_loss)
+    none = pack(tales, [], tmp_path / "none")
+    assert np.isnan(run_quietly(tiny(none, max_steps=1), none, tmp_path / "b").val_loss)
+
+
+# Numbers
+
+def losses(out: Path) -> np.ndarray:
+    """The losses in a log."""
+    return np.array([entry["loss"] for entry in read_log(out) if "loss" in entry])
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_micro_batches_are_one_batch(micro, shards, tmp_path):
+    """k micro batches give the losses of one batch, also when the last is smaller."""
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20), shards, tmp_path / "one")
+    many = run_quietly(tiny(shards, batch_size=8, max_steps=20, micro_batch_size=micro), shards, tmp_path / "many")
+    np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
+    assert many.val_loss == pytest.approx(one.val_loss, rel=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing(shards, tmp_path):
+    """The same losses, bit for bit."""
+    run_quietly(tiny(shards, max_steps=5), shards, tmp_path / "kept")
+    run_quietly(tiny(shards, max_steps=5, checkpoint_activations=True), shards, tmp_path / "computed")
+    assert (losses(tmp_path / "kept") == losses(tmp_path / "computed")).all()
+
+
+def test_it_learns(shards, tmp_path):
+    """Twenty steps take the loss well below that of a model that knows nothing."""
+    run_quietly(tiny(shards, max_steps=20), shards, tmp_path)
+    vocab = Tokenizer.load(shards).vocab_size
+    assert abs(losses(tmp_path)[0] - np.log(vocab)) < 0.2 and losses(tmp_path)[-1] < 0.8 * np.log(vocab)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(shards, tmp_path):
+    """No step is taken with it, and the last checkpoint is sound."""
+    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    with torch.no_grad(): run.model.model.norm.weight[0] = float("nan")
+    before = [p.clone() for p in run.model.parameters()]
+    with pytest.raises(CourseError, match="Step 1 has loss nan"): train_step(run)
+    assert all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(before, run.model.parameters()))
+
+
+def test_time_limit_cuts_the_schedule(shards, tmp_path):
+    """max_minutes shortens the run to what fits, says so, records it, and the schedule still ends at zero."""
+    said = []
+    config = tiny(shards, max_steps=100_000, max_minutes=0.05, eval_every=0, save_every=0)
+    result = run_quietly(config, shards, tmp_path, say=said.append)
+    assert 20 < result.steps < 100_000 and result.seconds < 0.05 * 60 * 1.5
+    assert any("schedule ends" in line for line in said)
+    assert [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry] == [result.steps]
+    last = [entry for entry in read_log(tmp_path) if "lr" in entry][-1]
+    assert last["lr"] == learning_rate(result.steps - 1, replace(config.training, max_steps=result.steps)) < 0.1 * config.training.lr
+    assert run_quietly(config, shards, tmp_path, resume=True).steps == result.steps
+
+
+def test_precision_is_chosen_and_the_reason_told(monkeypatch):
+    """bf16 where the processor multiplies it, else fp32; what the config asks for is taken."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert pick_precision("auto", CPU) == (torch.bfloat16, "this processor has AMX")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
+    assert pick_precision("auto", CPU) == (torch.float32, "this cpu has no fast bf16")
+    assert pick_precision("bf16", CPU)[0] == torch.bfloat16 and pick_precision("fp32", CPU)[0] == torch.float32
+    assert pick_device("cpu") == CPU
+    with pytest.raises(CourseError, match="tpu"): pick_device("tpu")
+
+
+def test_only_matrices_decay(shards):
+    """Every parameter is in one of the two groups, and the norms' gains are not pulled to zero."""
+    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    matrices, vectors = make_optimizer(run.model, run.config.training).param_groups
+    assert matrices["weight_decay"] > 0 == vectors["weight_decay"]
+    assert all(p.dim() >= 2 for p in matrices["params"]) and all(p.dim() == 1 for p in vectors["params"])
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(run.model.parameters()))
+
+
+def test_config_changes():
+    """Only what differs, old and new."""
+    old = {"model": {"d": 1}, "training": {"lr": 1.0, "seed": 2}}
+    assert config_changes(old, {"model": {"d": 1}, "training": {"lr": 2.0, "seed": 2, "new": 3}}) == {"lr": (1.0, 2.0), "new": (None, 3)}
+
+
+# Several processes
+
+SCRIPT = """
+import sys
+from llm_course.training import load_config, train
+shards, out, micro, resume = sys.argv[1:5]
+config = load_config("tiny", {"precision": "fp32", "log_every": 1, "batch_size": 8, "micro_batch_size": micro, "max_steps": sys.argv[5],
+                              "save_every": 10, "vocab_size": sys.argv[6]})
+train(config, shards, out, resume=resume == "resume", device="cpu", progress=False)
+"""
+
+
+def torchrun(shards: Path, out: Path, *, processes: int = 2, micro: int = 0, resume: bool = False, max_steps: int = 20) -> str:
+    """Train under torchrun, as a user would start it; what it said."""
+    script = out.with_name("train_tiny.py")
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script), str(shards),
+               str(out), str(micro), "resume" if resume else "fresh", str(max_steps), str(Tokenizer.load(shards).vocab_size)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("micro", [0, 1])
+def test_two_processes_are_one_run(micro, shards, tmp_path):
+    """Two gloo processes at the same global batch: the losses of one process over 20 fp32 steps, within 1e-5, and one voice."""
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10), shards, tmp_path / "one")
+    said = torchrun(shards, tmp_path / "two", micro=micro)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    assert len(losses(tmp_path / "two")) == 20
+    assert said.count("parameters on cpu") == 1 and "on 2 processes" in said
+    logs = [[entry["val_loss"] for entry in read_log(tmp_path / run) if "val_loss" in entry] for run in ("one", "two")]
+    np.testing.assert_allclose(*logs, rtol=1e-5)
+    assert load_checkpoint(tmp_path / "two").step == one.steps
+
+
+def test_two_processes_resume(shards, tmp_path):
+    """Two processes that stop at step 10 and are resumed end where two that did not stop end, bit for bit."""
+    torchrun(shards, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
+    shutil.rmtree(tmp_path / "cut" / "step-000020")
+    torchrun(shards, tmp_path / "cut", resume=True)
+    same_files(tmp_path / "cut" / "step-000020", tmp_path / "whole" / "step-000020")
+    assert told(tmp_path / "cut") == told(tmp_path / "whole")
+
+
+def test_a_batch_must_divide_among_the_processes(shards):
+    """Three processes cannot share eight sequences; the sentence says so."""
+    from llm_course.training import World
+    with pytest.raises(CourseError, match="multiple of the 3 processes"):
+        start_run(tiny(shards, batch_size=8), shards, CPU, World(0, 3), quiet)
+
+
+# The whole arc
+
+def test_tales_from_nothing(tmp_path):
+    """Corpus to checkpoint in one call; the second call does nothing; a changed setting does again what depends on it."""
+    said = []
+    def arc(**fields):
+        said.clear()
+        config = load_config("tiny", {"max_steps": 2, "vocab_size": 400, **fields})
+        return train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
+    def reused(): return {line.split(":")[0] for line in said if "up to date" in line}
+    checkpoint = arc()
+    assert load_checkpoint(checkpoint).step == 2 and not reused()
+    before = (checkpoint / "model.safetensors").read_bytes()
+    assert arc() == checkpoint and reused() == {"corpus", "tokenizer", "shards", "training"}
+    assert arc(max_steps=3).name == "step-000003" and reused() == {"corpus", "tokenizer", "shards"}
+    arc(vocab_size=380)
+    assert reused() == {"corpus"}
+    arc(vocab_size=400)
+    assert (newest_checkpoint(tmp_path / "checkpoints") / "model.safetensors").read_bytes() == before, "the same inputs, the same model"
+    for name in ("corpus.txt", "val.txt", "llm_spm.model", "shards/manifest.json", "checkpoints/latest/model.safetensors"):
+        assert (tmp_path / name).exists(), name
+
+
+def test_an_interrupted_arc_goes_on(tmp_path):
+    """What was trained before the interruption is not trained again."""
+    config = load_config("tiny", {"max_steps": 4, "vocab_size": 400, "save_every": 2, "sample_every": 2})
+    with pytest.raises(PowerCut): train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=quiet, sampler=cut)
+    said = []
+    train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
+    assert any("at step 2" in line for line in said)
