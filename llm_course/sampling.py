@@ -42,15 +42,15 @@ def keep_top_k(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
     kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth, -math.inf)
 
-# %% ../nbs/08_sampling.ipynb #b2811e8d
+# %% ../nbs/08_sampling.ipynb #6850fb43
 @shape_checked
 def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     """All but the nucleus of each row at -inf: the smallest set of tokens whose probability reaches `p`.
 
     Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1.
     """
-    probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = F.pad(probs.cumsum(-1)[:, :-1], (1, 0))  # the mass in front of each: below p, the token is still needed
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    before = F.pad(ordered.softmax(-1).cumsum(-1)[:, :-1], (1, 0))  # the mass in front of each: below p, it is still needed
     drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(drop, -math.inf)
 

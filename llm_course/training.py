@@ -696,7 +696,7 @@ def look(run: Run, reporter: Reporter, sampler: Sampler | None) -> None:
         with torch.no_grad(): reporter.write(sample=sampler(run.model, run.tokenizer))
         reporter.tell(reporter.last["sample"])
 
-# %% ../nbs/06_training.ipynb #8f9c2e43
+# %% ../nbs/06_training.ipynb #a651181c
 def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, started: float) -> None:
     """The loop: step after step up to the last, saving first and looking at the result afterwards."""
     training, first = run.config.training, run.step
@@ -705,12 +705,13 @@ def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, 
                        precision=dtype_name(run.precision), processes=run.world.size)
     else:
         look(run, reporter, sampler)   # the save came before these, so they may be missing
+    not_cut = training.max_minutes > 0 and run.max_steps == training.max_steps   # a resumed run keeps its first cut
     timed = time.perf_counter()
     while run.step < run.max_steps:
         begun = time.perf_counter()
         loss, norm = train_step(run)
         reporter.stepped(loss, norm, time.perf_counter() - begun)
-        if run.step == first + TIMED_STEPS and training.max_minutes: fit_time(run, reporter, started, timed)
+        if run.step == first + TIMED_STEPS and not_cut: fit_time(run, reporter, started, timed)
         if run.due(training.save_every) and run.world.leads: save_checkpoint(run, out)
         look(run, reporter, sampler)
 

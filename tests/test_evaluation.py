@@ -163,7 +163,8 @@ def test_stretches_add_up_to_the_tale_its_bits_and_its_probability(model, tokeni
     for tale in tales[:5]:
         stretches = bits_by_choice(model, tokenizer, tale)
         assert "".join(stretch.text for stretch in stretches) == tale
-        assert math.isclose(sum(s.bits for s in stretches), token_losses(model, tokenizer, tale).sum() / math.log(2), rel_tol=1e-6)
+        paid = token_losses(model, tokenizer, tale).sum() / math.log(2)
+        assert math.isclose(sum(s.bits for s in stretches), paid, rel_tol=1e-6)
         assert math.isclose(sum(s.floor_bits for s in stretches), -tale_log_prob(tale) / math.log(2), rel_tol=1e-9)
         for stretch in stretches:
             assert all(choice.text in stretch.text for choice in stretch.choices)
