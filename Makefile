@@ -16,7 +16,7 @@ demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stor
 	@"$(bin)/llm-course" demo
 
 test: $(ready) ## every notebook, then every quick test
-	"$(bin)/nbdev_test" --path nbs
+	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
 	"$(bin)/python" -m pytest -m "not slow"
 
 lab: $(ready) ## open the course in JupyterLab

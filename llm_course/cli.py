@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS', 'FREE',
-           'device_option', 'sentence', 'Stage', 'Program', 'main', 'next_command', 'table', 'reads_text', 'read_text',
-           'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus',
-           'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'prepare', 'config_fields',
-           'overrides', 'field_comments', 'describe_config', 'speak', 'visible', 'sample', 'train', 'open_checkpoint',
-           'figures', 'evaluate', 'check_prompt', 'verdict', 'generate', 'draw_losses', 'show_results', 'show_stories',
-           'demo']
+           'device_option', 'sentence', 'Stage', 'speak', 'Program', 'main', 'next_command', 'table', 'reads_text',
+           'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
+           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'prepare',
+           'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'train',
+           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'generate', 'draw_losses',
+           'show_results', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -58,6 +58,12 @@ class Stage(click.Command):
                 raise
             raise click.UsageError(message, ctx) from error
 
+# %% ../nbs/99_cli.ipynb #6d4ab27a
+def speak(line: str = "", err: bool = False) -> None:
+    "Print a line, from the first process alone."
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(line, err=err)
+
 # %% ../nbs/99_cli.ipynb #90a1ede2
 class Program(click.Group):
     "The stages in the order of the work; one line on stderr and exit status 2 for whatever the user got wrong."
@@ -78,7 +84,7 @@ class Program(click.Group):
             sys.exit(super().main(args, prog_name, standalone_mode=False, **extra) or 0)
         except click.ClickException as error:
             where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
-            click.echo(f"{where}: {' '.join(error.format_message().split())}", err=True)
+            speak(f"{where}: {' '.join(error.format_message().split())}", err=True)
             sys.exit(2)
         except click.Abort:
             sys.exit(130)
@@ -340,12 +346,6 @@ def describe_config(config: object) -> str:
             for part in (config.model, config.training) for f in fields(part)]
     left, middle = (max(len(f"{row[i]}") for row in rows) for i in (0, 1))
     return "\n".join(f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
-
-# %% ../nbs/99_cli.ipynb #6d4ab27a
-def speak(line: str = "") -> None:
-    "Print a line, from the first process alone."
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(line)
 
 # %% ../nbs/99_cli.ipynb #2f59243a
 def visible(text: str) -> str:

@@ -68,7 +68,7 @@ class TrainingConfig:
     precision: str = "auto"              # of the matrix products: "bf16", "fp32", or "auto" for the best that this machine has
     checkpoint_activations: bool = False # compute activations twice rather than keep them: a third slower, much less memory
     compile: bool = False                # let torch.compile fuse the model: minutes of waiting, then faster steps
-    max_minutes: float = 0.0             # cut max_steps to what fits into this time (0: no limit)
+    max_minutes: float = 0.0             # make no more steps than fit into this time (0: no limit)
     log_every: int = 10                  # steps between two lines of log.jsonl
     eval_every: int = 200                # steps between two validations (0: only at the end)
     eval_sequences: int = 64             # validation sequences, always the same ones
@@ -705,30 +705,37 @@ def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, 
                        precision=dtype_name(run.precision), processes=run.world.size)
     else:
         look(run, reporter, sampler)   # the save came before these, so they may be missing
-    not_cut = training.max_minutes > 0 and run.max_steps == training.max_steps   # a resumed run keeps its first cut
-    timed = time.perf_counter()
+    fits_time = training.max_minutes > 0 and run.max_steps == training.max_steps   # a resumed run keeps its cut
+    timed, look_again = time.perf_counter(), first + TIMED_STEPS
     while run.step < run.max_steps:
         begun = time.perf_counter()
         loss, norm = train_step(run)
         reporter.stepped(loss, norm, time.perf_counter() - begun)
-        if run.step == first + TIMED_STEPS and not_cut: fit_time(run, reporter, started, timed)
+        if fits_time and run.step == look_again:
+            fit_time(run, reporter, started, pace=(time.perf_counter() - timed) / (run.step - first))
+            look_again += run.step - first
         if run.due(training.save_every) and run.world.leads: save_checkpoint(run, out)
         look(run, reporter, sampler)
 
 # %% ../nbs/06_training.ipynb #fd33955a
-TIMED_STEPS = 20   # after so many steps we know how long one takes
-SPARE = 0.1        # share of the time that validation, saving and a busier machine may take
+TIMED_STEPS = 20   # after so many steps we know roughly how long one takes, and better after twice as many, and so on
+SPARE = 0.05       # share of the time that a busier machine may take
 
-def fit_time(run: Run, reporter: Reporter, started: float, timed: float) -> None:
-    """Cut max_steps to what fits into max_minutes, at the pace of the steps so far, as the first process measures it."""
-    now = time.perf_counter()
-    left = run.config.training.max_minutes * 60 * (1 - SPARE) - (now - started)
-    fits = torch.tensor(run.step + max(1, int(left / (now - timed) * TIMED_STEPS)), device=run.device)
+def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
+    """Set max_steps to what fits into max_minutes at `pace` seconds a step, as the first process measures it.
+
+    Never more than the config's max_steps, and nothing once the learning rate has begun to fall: till then no step
+    depends on how many there will be. Each decision goes into the log and into every later checkpoint."""
+    training = run.config.training
+    if run.step > (1 - training.decay_fraction) * run.max_steps: return
+    left = training.max_minutes * 60 * (1 - SPARE) - (time.perf_counter() - started)
+    fits = torch.tensor(min(run.step + max(1, int(left / pace)), training.max_steps), device=run.device)
     if run.world.size > 1: dist.broadcast(fits, 0)
-    if fits.item() >= run.max_steps: return
+    if fits.item() == run.max_steps: return
+    if run.max_steps == training.max_steps:
+        reporter.tell(f"{training.max_minutes:g} minutes are enough for about {fits.item():,} steps: the schedule ends there.")
     run.max_steps = reporter.bar.total = int(fits.item())
     reporter.write(max_steps=run.max_steps)
-    reporter.tell(f"{run.config.training.max_minutes:g} minutes are enough for {run.max_steps:,} steps: the schedule ends there.")
 
 def train(config: Config, shards: str | Path = "data/shards", out: str | Path = "artifacts/checkpoints", *, resume: bool = False,
           device: str = "auto", progress: bool = True, sampler: Sampler | None = None,
