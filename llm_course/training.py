@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'CHECKPOINT_FILES', 'Sampler', 'TIMED_STEPS', 'SPARE',
            'TrainingConfig', 'Config', 'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part',
-           'make_config', 'config_names', 'config_path', 'load_config', 'make_optimizer', 'learning_rate', 'accumulate',
-           'pick_device', 'pick_precision', 'World', 'joined_world', 'Run', 'open_shards', 'start_run', 'wrapped',
-           'describe', 'silent', 'dtype_name', 'train_step', 'validate', 'checkpoint_files', 'trainer_state',
+           'make_config', 'config_names', 'config_path', 'load_config', 'kind_of', 'make_optimizer', 'learning_rate',
+           'accumulate', 'pick_device', 'pick_precision', 'World', 'joined_world', 'Run', 'open_shards', 'start_run',
+           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'validate', 'checkpoint_files', 'trainer_state',
            'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'sealed', 'make_manifest', 'save_checkpoint',
            'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify', 'damaged',
            'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'load_checkpoint', 'load_weights', 'config_changes',
@@ -47,7 +47,7 @@ LIMITS: dict[str, tuple[float, float]] = {   # field: least and largest value th
     **dict.fromkeys(("batch_size", "max_steps", "log_every", "eval_sequences", "keep"), (1, 1e12)),
     **dict.fromkeys(("micro_batch_size", "warmup_steps", "eval_every", "sample_every", "save_every", "max_minutes"), (0, 1e12)),
     **dict.fromkeys(("decay_fraction", "weight_decay", "beta1", "beta2", "eps"), (0, 1)),
-    "lr": (0, 10), "grad_clip": (0, 1e12), "seed": (0, 2**63 - 1)}
+    **dict.fromkeys(("lr", "table_lr", "gain_lr"), (0, 10)), "grad_clip": (0, 1e12), "seed": (0, 2**63 - 1)}
 
 # %% ../nbs/06_training.ipynb #e77c750b
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class TrainingConfig:
     micro_batch_size: int = 0            # sequences that one process holds in memory at once (0: its whole share)
     max_steps: int = 1000                # steps of the optimizer
     lr: float = 1e-3                     # learning rate at its height
+    table_lr: float = 1.0                # learning rate of the token table, as a multiple of lr
+    gain_lr: float = 1.0                 # learning rate of the norms on the stream, as a multiple of lr (0: they stay at 1)
     warmup_steps: int = 50               # steps from 0 up to it
     decay_fraction: float = 0.3          # the last share of the steps, which leads down to 0 again
     weight_decay: float = 0.1            # share of a matrix that AdamW takes away per unit of learning rate
@@ -181,12 +183,21 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, object] = {}) 
     return make_config(values, str(name_or_path))
 
 # %% ../nbs/06_training.ipynb #0c2b61d2
+def kind_of(name: str) -> str:
+    """Which of four kinds a parameter is, by its name: "table" of tokens, "stream" gain, "head" gain, or "matrix"."""
+    if "embed_tokens" in name or "lm_head" in name: return "table"
+    if "layernorm" in name or name == "model.norm.weight": return "stream"
+    return "head" if "_norm." in name else "matrix"
+
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that pulls matrices, not the norms' gains, towards zero."""
-    parameters = list(model.parameters())
-    groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": training.weight_decay},
-              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
-    fused = parameters[0].device.type in ("cpu", "cuda")   # one pass over the memory instead of a dozen
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), a group for each kind of parameter.
+
+    Matrices and tables are pulled towards zero, gains are not. A group's `scale` multiplies the learning rate."""
+    scales = {"matrix": 1.0, "table": training.table_lr, "head": 1.0, "stream": training.gain_lr}
+    decays = {"matrix": training.weight_decay, "table": training.weight_decay, "head": 0.0, "stream": 0.0}
+    groups = [{"params": [p for name, p in model.named_parameters() if kind_of(name) == kind], "kind": kind,
+               "scale": scales[kind], "weight_decay": decays[kind]} for kind in scales]
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")   # one pass over the memory instead of a dozen
     return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), eps=training.eps, fused=fused)
 
 # %% ../nbs/06_training.ipynb #bd9f453c
@@ -363,7 +374,8 @@ def train_step(run: Run) -> tuple[float, float]:
     if not math.isfinite(loss + norm):
         raise CourseError(f"Step {run.step + 1} has loss {loss} and gradient {norm}, so it was not taken:"
                           f" --resume with a smaller --lr.")
-    for group in run.optimizer.param_groups: group["lr"] = learning_rate(run.step, replace(training, max_steps=run.max_steps))
+    rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
+    for group in run.optimizer.param_groups: group["lr"] = rate * group["scale"]
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.step += 1

@@ -357,12 +357,17 @@ def test_precision_is_chosen_and_the_reason_told(monkeypatch):
 
 
 def test_only_matrices_decay(shards):
-    """Every parameter is in one of the two groups, and the norms' gains are not pulled to zero."""
-    run = start_run(tiny(shards), shards, CPU, say=quiet)
-    matrices, vectors = make_optimizer(run.model, run.config.training).param_groups
-    assert matrices["weight_decay"] > 0 == vectors["weight_decay"]
-    assert all(p.dim() >= 2 for p in matrices["params"]) and all(p.dim() == 1 for p in vectors["params"])
-    assert len(matrices["params"]) + len(vectors["params"]) == len(list(run.model.parameters()))
+    """Every parameter is in one group, the norms' gains are not pulled to zero, and each group has the rate that the config gives it."""
+    run = start_run(tiny(shards, table_lr=3.0, gain_lr=0.0), shards, CPU, say=quiet)
+    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    groups = run.optimizer.param_groups
+    assert all(p.dim() == (2 if group["weight_decay"] else 1) for group in groups for p in group["params"])
+    assert sum(len(group["params"]) for group in groups) == len(before)
+    train_step(run)
+    rates = {group["kind"]: group["lr"] for group in groups}
+    assert rates["table"] == 3 * rates["matrix"] > 0 == rates["stream"] and rates["head"] == rates["matrix"]
+    still = {name for name, p in run.model.named_parameters() if torch.equal(p, before[name])}
+    assert still == {name for name in before if "layernorm" in name or name == "model.norm.weight"}
 
 
 def test_config_changes():
