@@ -192,6 +192,18 @@ class GPT(nn.Module):
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * self.config.n_layers) if writes else 0.02)
 
+    @torch.no_grad()
+    def begin_copying(self, strength: float) -> None:
+        """Let the last block's attention write what it reads, `strength` times: v becomes orthogonal, and o its transpose.
+
+        With a tied head, a token that is looked at is then likelier at once. Query heads of one kv head share its part. After
+        Trockman and Kolter 2023, arXiv:2305.09828, who begin every block so.
+        """
+        attention, group = self.model.layers[-1].self_attn, self.config.n_heads // self.config.n_kv_heads
+        nn.init.orthogonal_(attention.v_proj.weight)  # (K D, C)
+        heads = attention.v_proj.weight.T.unflatten(1, (self.config.n_kv_heads, self.config.head_dim))
+        attention.o_proj.weight.copy_(strength / group * heads.repeat_interleave(group, 1).flatten(1))
+
     @shape_checked
     def forward(self, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"] | None = None,
                 cache: KVCache | None = None) -> Float[Tensor, "B T V"] | Float[Tensor, ""]:

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'CHECKPOINT_FILES', 'Sampler', 'TIMED_STEPS', 'SPARE',
-           'TrainingConfig', 'Config', 'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part',
-           'make_config', 'config_names', 'config_path', 'load_config', 'kind_of', 'make_optimizer', 'learning_rate',
-           'accumulate', 'pick_device', 'pick_precision', 'World', 'joined_world', 'Run', 'open_shards', 'start_run',
-           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'validate', 'checkpoint_files', 'trainer_state',
-           'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'sealed', 'make_manifest', 'save_checkpoint',
-           'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify', 'damaged',
-           'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'load_checkpoint', 'load_weights', 'config_changes',
-           'load_trainer_state', 'resume_run', 'set_aside', 'claimed', 'locked', 'read_log', 'Reporter', 'Result',
-           'look', 'run_steps', 'fit_time', 'train', 'train_one', 'prepare_out', 'Stages', 'train_on_tales']
+           'orthogonalised', 'Muon', 'TrainingConfig', 'Config', 'read_json', 'from_text', 'of_kind', 'refuse_unknown',
+           'make_part', 'make_config', 'config_names', 'config_path', 'load_config', 'kind_of', 'make_optimizers',
+           'learning_rate', 'accumulate', 'pick_device', 'pick_precision', 'keep_memory', 'World', 'joined_world',
+           'Run', 'open_shards', 'start_run', 'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'validate',
+           'checkpoint_files', 'trainer_state', 'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'sealed',
+           'make_manifest', 'save_checkpoint', 'point_latest', 'remove', 'step_folders', 'newest_checkpoint',
+           'read_manifest', 'verify', 'damaged', 'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'load_checkpoint',
+           'load_weights', 'config_changes', 'load_trainer_state', 'resume_run', 'set_aside', 'claimed', 'locked',
+           'read_log', 'Reporter', 'Result', 'look', 'run_steps', 'fit_time', 'train', 'train_one', 'prepare_out',
+           'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
-import errno, gc, json, math, os, shutil, time
+import ctypes, errno, gc, json, math, os, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from hashlib import sha256
 from importlib.resources import files
@@ -30,6 +31,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -40,6 +42,47 @@ from .gpt import GPT, ModelConfig
 from .packing import Shards, get_batch, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
+# %% ../nbs/06_training.ipynb #7ac45e17
+def orthogonalised(matrices: Float[Tensor, "N rows cols"], rounds: int = 5) -> Float[Tensor, "N rows cols"]:
+    """Each matrix with all its singular values brought near 1 (between 0.6 and 1.3), and its directions as they were.
+
+    Newton and Schulz's iteration with the coefficients of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices                          # the products below are of the shorter side
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)            # now no singular value is above 1
+    for _ in range(rounds):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+# %% ../nbs/06_training.ipynb #76468930
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices (Jordan et al. 2024); decay as in AdamW, on its own.
+
+    The mean of the gradients is Nesterov's. A tall matrix steps √(rows / cols) as far. Products are in `dtype`: bfloat16 will do."""
+
+    def __init__(self, params: Iterable, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+                 dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step; matrices of one shape go through the products together."""
+        for group in self.param_groups:
+            for shape in dict.fromkeys(p.shape for p in group["params"]):
+                alike = [p for p in group["params"] if p.shape == shape and p.grad is not None]
+                if alike: self.step_alike(alike, group["lr"], group["momentum"], group["weight_decay"])
+
+    def step_alike(self, alike: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        """The step of matrices that have one shape."""
+        means = [self.state[p].setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - momentum) for p in alike]
+        ahead = torch.stack([p.grad.lerp(mean, momentum) for p, mean in zip(alike, means)])
+        rows, cols = ahead.shape[1:]
+        for p, change in zip(alike, orthogonalised(ahead.to(self.dtype)).to(ahead.dtype)):
+            p.mul_(1 - lr * weight_decay).sub_(change, alpha=lr * max(1, rows / cols) ** 0.5)
+
 # %% ../nbs/06_training.ipynb #de5851d1
 CONFIGS = files("llm_course") / "configs"
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -47,7 +90,7 @@ LIMITS: dict[str, tuple[float, float]] = {   # field: least and largest value th
     **dict.fromkeys(("batch_size", "max_steps", "log_every", "eval_sequences", "keep"), (1, 1e12)),
     **dict.fromkeys(("micro_batch_size", "warmup_steps", "eval_every", "sample_every", "save_every", "max_minutes"), (0, 1e12)),
     **dict.fromkeys(("decay_fraction", "weight_decay", "beta1", "beta2", "eps"), (0, 1)),
-    **dict.fromkeys(("lr", "table_lr", "gain_lr"), (0, 10)), "grad_clip": (0, 1e12), "seed": (0, 2**63 - 1)}
+    **dict.fromkeys(("lr", "table_lr", "muon_lr", "copying"), (0, 100)), "grad_clip": (0, 1e12), "seed": (0, 2**63 - 1)}
 
 # %% ../nbs/06_training.ipynb #e77c750b
 @dataclass(frozen=True)
@@ -58,13 +101,14 @@ class TrainingConfig:
     max_steps: int = 1000                # steps of the optimizer
     lr: float = 1e-3                     # learning rate at its height
     table_lr: float = 1.0                # learning rate of the token table, as a multiple of lr
-    gain_lr: float = 1.0                 # learning rate of the norms on the stream, as a multiple of lr (0: they stay at 1)
+    muon_lr: float = 0.0                 # Muon's learning rate of the blocks' matrices, as a multiple of lr (0: AdamW has them)
     warmup_steps: int = 50               # steps from 0 up to it
     decay_fraction: float = 0.3          # the last share of the steps, which leads down to 0 again
-    weight_decay: float = 0.1            # share of a matrix that AdamW takes away per unit of learning rate
+    weight_decay: float = 0.1            # share of a matrix that a step takes away per unit of learning rate
     beta1: float = 0.9                   # memory of AdamW's mean of the gradient
     beta2: float = 0.95                  # memory of its mean of the squared gradient
     eps: float = 1e-8                    # what keeps AdamW from dividing by zero
+    copying: float = 0.0                 # how strongly attention in the last block begins as a copy of what it reads
     grad_clip: float = 1.0               # longest gradient that is let through (0: any)
     seed: int = 0                        # of the first weights and of the order of the data
     precision: str = "auto"              # of the matrix products: "bf16", "fp32", or "auto" for the best that this machine has
@@ -184,21 +228,21 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, object] = {}) 
 
 # %% ../nbs/06_training.ipynb #0c2b61d2
 def kind_of(name: str) -> str:
-    """Which of four kinds a parameter is, by its name: "table" of tokens, "stream" gain, "head" gain, or "matrix"."""
+    """Which of three kinds a parameter is, by its name: "gain" of a norm, "table" of tokens, or "matrix" of a block."""
     if "embed_tokens" in name or "lm_head" in name: return "table"
-    if "layernorm" in name or name == "model.norm.weight": return "stream"
-    return "head" if "_norm." in name else "matrix"
+    return "gain" if "norm" in name else "matrix"
 
-def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), a group for each kind of parameter.
+def make_optimizers(model: nn.Module, training: TrainingConfig, precision: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) and, if `muon_lr` asks for it, Muon for the matrices of the blocks.
 
-    Matrices and tables are pulled towards zero, gains are not. A group's `scale` multiplies the learning rate."""
-    scales = {"matrix": 1.0, "table": training.table_lr, "head": 1.0, "stream": training.gain_lr}
-    decays = {"matrix": training.weight_decay, "table": training.weight_decay, "head": 0.0, "stream": 0.0}
-    groups = [{"params": [p for name, p in model.named_parameters() if kind_of(name) == kind], "kind": kind,
-               "scale": scales[kind], "weight_decay": decays[kind]} for kind in scales]
+    A group for each kind of parameter: its `scale` multiplies the learning rate, and only matrices decay."""
+    scales = {"gain": 1.0, "table": training.table_lr, "matrix": training.muon_lr or 1.0}
+    groups = {kind: {"params": [p for name, p in model.named_parameters() if kind_of(name) == kind], "kind": kind, "scale": scale,
+                     "weight_decay": training.weight_decay if kind == "matrix" else 0.0} for kind, scale in scales.items()}
+    muon = [Muon([groups.pop("matrix")], dtype=precision)] if training.muon_lr else []
     fused = next(model.parameters()).device.type in ("cpu", "cuda")   # one pass over the memory instead of a dozen
-    return torch.optim.AdamW(groups, lr=training.lr, betas=(training.beta1, training.beta2), eps=training.eps, fused=fused)
+    betas = (training.beta1, training.beta2)
+    return [torch.optim.AdamW(list(groups.values()), lr=training.lr, betas=betas, eps=training.eps, fused=fused), *muon]
 
 # %% ../nbs/06_training.ipynb #bd9f453c
 def learning_rate(step: int, training: TrainingConfig) -> float:
@@ -246,6 +290,15 @@ def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
             if getattr(torch.cpu, probe, bool)(): return torch.bfloat16, f"this processor has {feature}"
     return torch.float32, f"this {device.type} has no fast bf16"
 
+# %% ../nbs/06_training.ipynb #979f0aeb
+def keep_memory() -> None:
+    """Let this process reuse the memory that it frees: steps on a CPU get shorter. For Linux; harmless elsewhere.
+
+    M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt(3): nothing below 1 GiB goes back to the system."""
+    with suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
+
 # %% ../nbs/06_training.ipynb #4fae8bb4
 class World(NamedTuple):
     """Which process this is, and among how many."""
@@ -283,7 +336,7 @@ class Run:
     """A run in full. A step changes the model, the optimizer and the step count: that is what a checkpoint must hold."""
     config: Config
     model: GPT
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     forward: nn.Module                   # the model, perhaps compiled, perhaps wrapped for several processes
     tokenizer: Tokenizer
     shards: Shards                       # what it learns from
@@ -335,10 +388,11 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
             f" {config.model.vocab_size:,}.")
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     torch.manual_seed(config.training.seed)
-    model = GPT(config.model).to(device)
-    model.checkpoint_activations = config.training.checkpoint_activations
+    model = GPT(config.model)
+    if config.training.copying: model.begin_copying(config.training.copying)
+    model.to(device).checkpoint_activations = config.training.checkpoint_activations
     precision, reason = pick_precision(config.training.precision, device)
-    run = Run(config, model, make_optimizer(model, config.training), wrapped(model, config.training, world), tokenizer,
+    run = Run(config, model, make_optimizers(model, config.training, precision), wrapped(model, config.training, world), tokenizer,
               train_shards, val_shards, device, precision, world, config.training.max_steps)
     say(describe(run, reason))
     return run
@@ -375,9 +429,10 @@ def train_step(run: Run) -> tuple[float, float]:
         raise CourseError(f"Step {run.step + 1} has loss {loss} and gradient {norm}, so it was not taken:"
                           f" --resume with a smaller --lr.")
     rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
-    for group in run.optimizer.param_groups: group["lr"] = rate * group["scale"]
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    for optimizer in run.optimizers:
+        for group in optimizer.param_groups: group["lr"] = rate * group["scale"]
+        optimizer.step()
+        optimizer.zero_grad()
     run.step += 1
     return loss, norm
 
@@ -410,7 +465,7 @@ def trainer_state(run: Run) -> dict:
     """What a resumed run needs beside the weights, in types that torch.load reads with weights_only=True."""
     random = {"cpu": torch.get_rng_state()}
     if run.device.type == "cuda": random["cuda"] = torch.cuda.get_rng_state(run.device)
-    return {"step": run.step, "max_steps": run.max_steps, "optimizer": run.optimizer.state_dict(), "random": random}
+    return {"step": run.step, "max_steps": run.max_steps, "optimizers": [optimizer.state_dict() for optimizer in run.optimizers], "random": random}
 
 def torch_bytes(state: dict) -> memoryview:
     """`state` as torch.save writes it."""
@@ -583,7 +638,10 @@ def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> 
     changes = config_changes(manifest["config"], asdict(run.config))
     load_weights(run.model, folder)
     state = load_trainer_state(folder)
-    run.optimizer.load_state_dict(state["optimizer"])
+    try:
+        for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True): optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise CourseError(f"{folder} was trained with another optimizer: resume with its muon_lr, or begin in another --out.") from error
     run.step = state["step"]
     if not {"max_steps", "max_minutes"} & changes.keys(): run.max_steps = state["max_steps"]
     torch.set_rng_state(state["random"]["cpu"])
@@ -673,7 +731,7 @@ class Reporter:
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self.bar.update()
         if self.run.step == 1 or self.run.due(training.log_every):
-            lr = self.run.optimizer.param_groups[0]["lr"]
+            lr = self.run.optimizers[0].param_groups[0]["lr"]
             self.write(loss=loss, lr=lr, grad_norm=norm, tokens=self.run.step * tokens, tokens_per_second=round(speed))
             self.unlogged.clear()
 
@@ -766,6 +824,7 @@ def train_one(config: Config, shards: Path, out: Path, resume: bool, device: tor
               sampler: Sampler | None, say: Callable[[str], object]) -> Result:
     """`train`, as each of the processes sees it."""
     started = time.perf_counter()
+    if device.type == "cpu": keep_memory()
     run = start_run(config, shards, device, world, say)
     with claimed(out) if world.leads else nullcontext():
         prepare_out(run, out, resume, say)

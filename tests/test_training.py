@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from llm_course.corpus import CourseError, write_tales
 from llm_course.packing import write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, claimed, config_changes, find_checkpoint, learning_rate, load_checkpoint, load_config,
-                                 make_optimizer, newest_checkpoint, pick_device, pick_precision, point_latest, read_log, start_run,
+from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, config_changes, find_checkpoint, learning_rate, load_checkpoint, load_config,
+                                 newest_checkpoint, orthogonalised, pick_device, pick_precision, point_latest, read_log, start_run,
                                  step_folders, train, train_on_tales, train_step)
 
 CPU = torch.device("cpu")
@@ -89,6 +89,8 @@ def told(path: Path) -> list[dict]:
     {"precision": "fp32", "micro_batch_size": 3},
     {"precision": "bf16", "micro_batch_size": 2, "checkpoint_activations": True},
     {"precision": "fp32", "checkpoint_activations": True, "log_every": 3, "eval_every": 4},
+    {"precision": "fp32", "muon_lr": 7.0},
+    {"precision": "bf16", "muon_lr": 7.0, "table_lr": 3.0, "micro_batch_size": 2},
 ], ids=str)
 def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
     """A run that dies after step 10 and is resumed ends with the weights, optimizer, random state and log of one that did not."""
@@ -129,6 +131,13 @@ def test_resume_refuses_another_model(shards, tmp_path):
         run_quietly(tiny(shards, max_steps=1, d_ff=128), shards, tmp_path, resume=True)
     with pytest.raises(CourseError, match="do not fit"):
         run_quietly(tiny(shards, max_steps=1, n_layers=3), shards, tmp_path, resume=True)
+
+
+def test_resume_refuses_another_optimizer(shards, tmp_path):
+    """What AdamW remembers is of no use to Muon: a sentence, not a run that forgets."""
+    run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
+    with pytest.raises(CourseError, match="muon_lr"):
+        run_quietly(tiny(shards, max_steps=4, muon_lr=7.0), shards, tmp_path, resume=True)
 
 
 def test_resume_refuses_another_tokenizer(shards, tmp_path):
@@ -299,11 +308,12 @@ def losses(out: Path) -> np.ndarray:
     return np.array([entry["loss"] for entry in read_log(out) if "loss" in entry])
 
 
+@pytest.mark.parametrize("muon_lr", [0.0, 7.0])
 @pytest.mark.parametrize("micro", [1, 3, 4])
-def test_micro_batches_are_one_batch(micro, shards, tmp_path):
+def test_micro_batches_are_one_batch(micro, muon_lr, shards, tmp_path):
     """k micro batches give the losses of one batch, also when the last is smaller."""
-    one = run_quietly(tiny(shards, batch_size=8, max_steps=20), shards, tmp_path / "one")
-    many = run_quietly(tiny(shards, batch_size=8, max_steps=20, micro_batch_size=micro), shards, tmp_path / "many")
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, muon_lr=muon_lr), shards, tmp_path / "one")
+    many = run_quietly(tiny(shards, batch_size=8, max_steps=20, muon_lr=muon_lr, micro_batch_size=micro), shards, tmp_path / "many")
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
     assert many.val_loss == pytest.approx(one.val_loss, rel=1e-5)
 
@@ -356,18 +366,50 @@ def test_precision_is_chosen_and_the_reason_told(monkeypatch):
     with pytest.raises(CourseError, match="tpu"): pick_device("tpu")
 
 
-def test_only_matrices_decay(shards):
-    """Every parameter is in one group, the norms' gains are not pulled to zero, and each group has the rate that the config gives it."""
-    run = start_run(tiny(shards, table_lr=3.0, gain_lr=0.0), shards, CPU, say=quiet)
-    before = {name: p.clone() for name, p in run.model.named_parameters()}
-    groups = run.optimizer.param_groups
-    assert all(p.dim() == (2 if group["weight_decay"] else 1) for group in groups for p in group["params"])
-    assert sum(len(group["params"]) for group in groups) == len(before)
+@pytest.mark.parametrize("muon_lr, kinds", [(0.0, [["gain", "table", "matrix"]]), (7.0, [["gain", "table"], ["matrix"]])])
+def test_every_parameter_has_its_optimizer(muon_lr, kinds, shards):
+    """Each parameter is in one group of one optimizer, only the blocks' matrices decay, and each group has the config's rate."""
+    run = start_run(tiny(shards, table_lr=3.0, muon_lr=muon_lr), shards, CPU, say=quiet)
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    assert [[group["kind"] for group in optimizer.param_groups] for optimizer in run.optimizers] == kinds
+    found = [p for group in groups for p in group["params"]]
+    assert len(set(found)) == len(found) == len(list(run.model.parameters()))
+    assert {group["kind"] for group in groups if group["weight_decay"]} == {"matrix"}
     train_step(run)
     rates = {group["kind"]: group["lr"] for group in groups}
-    assert rates["table"] == 3 * rates["matrix"] > 0 == rates["stream"] and rates["head"] == rates["matrix"]
-    still = {name for name, p in run.model.named_parameters() if torch.equal(p, before[name])}
-    assert still == {name for name in before if "layernorm" in name or name == "model.norm.weight"}
+    assert rates["table"] == 3 * rates["gain"] > 0 and rates["matrix"] == (muon_lr or 1) * rates["gain"]
+    assert all(p.grad is None for p in found)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 40), (2, 40, 16), (1, 5, 1)])
+def test_orthogonalised(shape):
+    """Muon's products: those of a float64 reference, singular values near 1, directions kept, in bf16 nearly the same."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, vt = torch.linalg.svd(matrices.double(), full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    for _ in range(5): s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5   # what the iteration does, each singular value by itself
+    found = orthogonalised(matrices)
+    torch.testing.assert_close(found.double(), u * s[..., None, :] @ vt, rtol=1e-4, atol=1e-4)
+    assert ((torch.linalg.svdvals(found)[:, : min(shape[1:]) // 2 + 1] - 1).abs() < 0.4).all()
+    low = orthogonalised(matrices.bfloat16()).float()
+    assert torch.cosine_similarity(low.flatten(1), found.flatten(1)).min() > 0.99
+
+
+def test_muon_step_by_hand():
+    """Two steps of Muon are momentum, Nesterov's look ahead, orthogonalisation, decay: written out here, one matrix at a time."""
+    torch.manual_seed(0)
+    tall, wide = torch.randn(6, 3), torch.randn(3, 6)
+    params = [torch.nn.Parameter(tall.clone()), torch.nn.Parameter(wide.clone())]
+    optimizer, means = Muon(params, lr=0.1, momentum=0.9, weight_decay=0.5), [torch.zeros(6, 3), torch.zeros(3, 6)]
+    expected = [tall, wide]
+    for _ in range(2):
+        for i, p in enumerate(params):
+            p.grad = torch.randn_like(p)
+            means[i] = 0.9 * means[i] + 0.1 * p.grad
+            change = orthogonalised((0.1 * p.grad + 0.9 * means[i])[None])[0]
+            expected[i] = expected[i] * (1 - 0.1 * 0.5) - 0.1 * (2**0.5 if i == 0 else 1) * change
+        optimizer.step()
+    for p, e in zip(params, expected): torch.testing.assert_close(p.detach(), e, rtol=1e-5, atol=1e-6)
 
 
 def test_config_changes():
