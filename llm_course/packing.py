@@ -121,7 +121,7 @@ def _record(cls: type, raw: dict, path: Path):
 
 # %% ../nbs/03_packing.ipynb #0b7abdf0
 class _ShardWriter:
-    """Writes one split: documents of tokens in, shards of at most `shard_tokens` tokens out, each cut between documents."""
+    """Writes one split: documents of tokens in, shards of at most `shard_tokens` tokens out (a longer document is a shard by itself)."""
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int):
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
