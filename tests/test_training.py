@@ -425,27 +425,28 @@ import sys
 from llm_course.training import load_config, train
 shards, out, micro, resume = sys.argv[1:5]
 config = load_config("tiny", {"precision": "fp32", "log_every": 1, "batch_size": 8, "micro_batch_size": micro, "max_steps": sys.argv[5],
-                              "save_every": 10, "vocab_size": sys.argv[6]})
+                              "save_every": 10, "vocab_size": sys.argv[6], "muon_lr": sys.argv[7]})
 train(config, shards, out, resume=resume == "resume", device="cpu", progress=False)
 """
 
 
-def torchrun(shards: Path, out: Path, *, processes: int = 2, micro: int = 0, resume: bool = False, max_steps: int = 20) -> str:
+def torchrun(shards: Path, out: Path, *, processes: int = 2, micro: int = 0, resume: bool = False, max_steps: int = 20,
+             muon_lr: float = 0.0) -> str:
     """Train under torchrun, as a user would start it; what it said."""
     script = out.with_name("train_tiny.py")
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script), str(shards),
-               str(out), str(micro), "resume" if resume else "fresh", str(max_steps), str(Tokenizer.load(shards).vocab_size)]
+               str(out), str(micro), "resume" if resume else "fresh", str(max_steps), str(Tokenizer.load(shards).vocab_size), str(muon_lr)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-@pytest.mark.parametrize("micro", [0, 1])
-def test_two_processes_are_one_run(micro, shards, tmp_path):
+@pytest.mark.parametrize("micro, muon_lr", [(0, 0.0), (1, 0.0), (0, 7.0)])
+def test_two_processes_are_one_run(micro, muon_lr, shards, tmp_path):
     """Two gloo processes at the same global batch: the losses of one process over 20 fp32 steps, within 1e-5, and one voice."""
-    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10), shards, tmp_path / "one")
-    said = torchrun(shards, tmp_path / "two", micro=micro)
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10, muon_lr=muon_lr), shards, tmp_path / "one")
+    said = torchrun(shards, tmp_path / "two", micro=micro, muon_lr=muon_lr)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     assert len(losses(tmp_path / "two")) == 20
     assert said.count("parameters on cpu") == 1 and "on 2 processes" in said
