@@ -1,6 +1,8 @@
 """The project as a whole: one description, entry points that resolve, configs that load, and a README that cannot drift."""
 import importlib
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -58,6 +60,15 @@ def test_the_top_level_holds_only_what_belongs_there():
     if answer.returncode:
         pytest.skip("not a git checkout: which files belong to the project is not known")
     assert {line.split("/")[0] for line in answer.stdout.splitlines()} <= TOP
+
+
+def test_the_tables_of_the_benchmarks_are_their_results():
+    "A table in benchmarks/README.md is what its command makes of the results in git: no figure is typed by hand."
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    results = sorted((ROOT / "benchmarks").glob("*.json"))
+    assert results
+    for path in results:
+        assert runpy.run_path(str(path.with_suffix(".py")))["table"](json.loads(path.read_text())["results"]) in page
 
 
 def test_settings_ini_is_the_only_description():

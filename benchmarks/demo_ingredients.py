@@ -1,0 +1,106 @@
+"""What each ingredient of the demo's recipe brings: trained without it, on the same tales, for the same number of steps.
+
+    python benchmarks/demo_ingredients.py [--steps 220] [--seeds 1] [--threads 2]
+
+Every row is a process of its own; seeds go round and round, so that a slow minute of the machine hits all rows alike.
+Results, with the machine and the versions, go to benchmarks/demo_ingredients.json; the table is printed."""
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROWS = {  # what is left out: the settings that leave it out
+    "nothing": {},
+    "Muon (AdamW for all)": {"muon_lr": 0.0},
+    "copying": {"copying": 0.0},
+    "Muon and copying": {"muon_lr": 0.0, "copying": 0.0},
+    "the table's own rate": {"table_lr": 1.0},
+    "memory that is kept": {"keep_memory": False},
+}
+
+
+def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Path) -> dict:
+    """Train one row here, in this process: bits above the entropy for each tale, and tokens per second."""
+    import torch
+
+    from llm_course import evaluation, training
+    from llm_course.corpus import Corpus
+
+    torch.set_num_threads(threads)
+    settings = dict(ROWS[row])
+    if not settings.pop("keep_memory", True): training.keep_memory = lambda: None
+    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
+                                           "eval_every": 0, "log_every": 5, **settings})
+    with tempfile.TemporaryDirectory() as out:
+        training.train(config, shards, out, device="cpu", progress=False, say=lambda text: None)
+        speeds = [entry["tokens_per_second"] for entry in training.read_log(out) if "tokens_per_second" in entry]
+        checkpoint = training.load_checkpoint(out, "cpu")
+    tales = list(Corpus(val, "line"))[:100]
+    found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, tales)
+    return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.floor_bits) / len(tales), "gap": found.gap,
+            "tokens_per_second": statistics.median(speeds)}
+
+
+def prepare(root: Path) -> None:
+    """Tales, tokenizer and shards of the demo, once for all rows."""
+    from llm_course.corpus import Corpus, write_tales_corpus
+    from llm_course.packing import write_shards
+    from llm_course.tokenizer import train_tokenizer
+    from llm_course.training import load_config
+
+    model = load_config("demo").model
+    corpus, val = write_tales_corpus(root, 10_000, 500)
+    tokenizer = train_tokenizer(Corpus(corpus, "line"), model.vocab_size)
+    write_shards(Corpus(corpus, "line"), tokenizer, root / "shards", val_documents=Corpus(val, "line"), seq_len=model.seq_len)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("steps", 220), ("seeds", 1), ("threads", 2)): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        return print(json.dumps(run_row(args.row, args.steps, args.seed, args.threads, args.root / "shards", args.root / "val.txt")))
+    with tempfile.TemporaryDirectory() as root:
+        prepare(Path(root))
+        results = []
+        for seed in range(args.seeds):
+            for row in ROWS:
+                command = [sys.executable, __file__, "--row", row, "--seed", str(seed), "--root", root, "--steps", str(args.steps),
+                           "--threads", str(args.threads)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                results.append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{row:24} seed {seed}: {results[-1]['excess_bits_per_tale']:6.1f} bits above the entropy", file=sys.stderr)
+    report(results, args)
+
+
+def report(results: list[dict], args: argparse.Namespace) -> None:
+    """The table, and the file with all there is to know."""
+    import torch
+
+    machine = {"cores": args.threads, "processor": platform.machine(), "system": platform.system(), "python": platform.python_version(),
+               "torch": torch.__version__, "amx": torch.cpu._is_amx_tile_supported()}
+    target = Path(__file__).with_suffix(".json")
+    target.write_text(json.dumps({"command": " ".join(["python", "benchmarks/demo_ingredients.py", *sys.argv[1:]]), "machine": machine,
+                                  "steps": args.steps, "results": results}, indent=1) + "\n")
+    print(table(results))
+
+
+def table(results: list[dict]) -> str:
+    """The results as a table in Markdown: the median of each row's seeds."""
+    lines = ["| left out | bits per tale above the entropy | gap | tokens per second |", "|---|---:|---:|---:|"]
+    for row in ROWS:
+        mine = [result for result in results if result["row"] == row]
+        bits, gap, speed = (statistics.median(r[key] for r in mine) for key in ("excess_bits_per_tale", "gap", "tokens_per_second"))
+        lines.append(f"| {row} | {bits:.1f} | {gap:.1%} | {speed:,.0f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
