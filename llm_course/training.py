@@ -44,7 +44,7 @@ from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
 # %% ../nbs/06_training.ipynb #7ac45e17
 def orthogonalised(matrices: Float[Tensor, "N rows cols"], rounds: int = 5) -> Float[Tensor, "N rows cols"]:
-    """Each matrix with all its singular values brought near 1 (between 0.6 and 1.3), and its directions as they were.
+    """Each matrix with its singular values brought near 1 (none above 1.3; very small ones stay lower), its directions as they were.
 
     Newton and Schulz's iteration with the coefficients of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon."""
     a, b, c = 3.4445, -4.7750, 2.0315
