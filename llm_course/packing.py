@@ -331,6 +331,12 @@ class Shards:
                 return tokens[start : start + lengths[j]].astype(np.int64)
             j -= shard.documents
 
+    def documents_in(self, i: int) -> range:
+        """The documents of which sequence i holds a token."""
+        ends = np.cumsum(np.concatenate([read_index(self.folder / f"{shard.name}.idx")[0] for shard in self.shards]), dtype=np.int64)
+        first, last = np.searchsorted(ends, [i * self.seq_len, (i + 1) * self.seq_len], "right")
+        return range(int(first), min(int(last), self.documents - 1) + 1)
+
     def verify(self) -> None:
         """`CourseError` that names the first file whose bytes are not those that were written; reads everything."""
         for shard in self.shards:

@@ -1,23 +1,29 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
+import copy
 import json
+import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from llm_course import training
 from llm_course.corpus import CourseError, write_tales
-from llm_course.packing import write_shards
+from llm_course.packing import Shards, batch_indices, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, config_changes, find_checkpoint, learning_rate, load_checkpoint, load_config,
-                                 newest_checkpoint, orthogonalised, pick_device, pick_precision, point_latest, read_log, start_run,
-                                 step_folders, train, train_on_tales, train_step)
+from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, config_changes, find_checkpoint, first_not_finite, learning_rate,
+                                 load_checkpoint, load_config, newest_checkpoint, next_batch, orthogonalised, pick_device,
+                                 pick_precision, point_latest, prune, read_log, spikes, start_run, step_folders, train,
+                                 train_on_tales, train_step, trainer_state)
 
 CPU = torch.device("cpu")
 
@@ -332,13 +338,114 @@ def test_it_learns(shards, tmp_path):
     assert abs(losses(tmp_path)[0] - np.log(vocab)) < 0.2 and losses(tmp_path)[-1] < 0.8 * np.log(vocab)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(shards, tmp_path):
-    """No step is taken with it, and the last checkpoint is sound."""
+def overflow(run) -> None:
+    """A weight so large that what is computed from it is infinite."""
+    with torch.no_grad(): run.model.model.layers[1].mlp.up_proj.weight[0] = 3e38
+
+
+def test_a_step_whose_loss_is_no_number_is_skipped(shards):
+    """Nothing is learned from it, it is counted, and its batch does not come again."""
     run = start_run(tiny(shards), shards, CPU, say=quiet)
-    with torch.no_grad(): run.model.model.norm.weight[0] = float("nan")
+    train_step(run)
+    weight = run.model.model.norm.weight
+    with torch.no_grad(): sound, weight[0] = weight[0].item(), float("nan")
     before = [p.clone() for p in run.model.parameters()]
-    with pytest.raises(CourseError, match="Step 1 has loss nan"): train_step(run)
+    state = copy.deepcopy([optimizer.state_dict() for optimizer in run.optimizers])
+    train_step(run)
     assert all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(before, run.model.parameters()))
+    rates = lambda states: [{**one, "param_groups": None} for one in states]
+    assert equal(rates(state), rates([optimizer.state_dict() for optimizer in run.optimizers]))
+    assert (run.step, run.skipped, run.in_a_row) == (2, 1, 1)
+    with torch.no_grad(): weight[0] = sound
+    assert math.isfinite(train_step(run)[0]) and (run.step, run.skipped, run.in_a_row) == (3, 1, 0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"muon_lr": 7.0}, {"precision": "bf16", "checkpoint_activations": "true", "micro_batch_size": 2}])
+def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
+    """The step, the part of the model, the documents of the batch, and the checkpoint to go on from, which is sound."""
+    config, seen = tiny(shards, max_steps=20, save_every=3, sample_every=4, **fields), []
+    spoil = lambda model, tokenizer: overflow(SimpleNamespace(model=model)) or "spoiled"
+    with pytest.raises(CourseError) as error: run_quietly(config, shards, tmp_path, sampler=spoil, say=seen.append)
+    assert "up to step 7" in str(error.value) and "output of model.layers.1.mlp.up_proj" in str(error.value)
+    last = newest_checkpoint(tmp_path)
+    assert last.name == "step-000006" and f"{last}: go on from it" in str(error.value)
+    assert sum("is skipped" in line for line in seen) == 3
+    assert [entry["skipped"] for entry in read_log(tmp_path) if "skipped" in entry] == [1, 2, 3]
+    split = Shards(shards, seq_len=config.model.seq_len)
+    rows = batch_indices(len(split), config.training.batch_size, config.training.seed, 6)
+    tokens = {int(j) for i in rows for j in split.documents_in(int(i))}
+    assert f"documents {', '.join(map(str, sorted(tokens)[:10]))}" in str(error.value)
+
+
+def test_a_gradient_that_is_not_finite_is_named(shards):
+    """Where every output is finite: the gradient nearest to the loss."""
+    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    assert first_not_finite(run, *next_batch(run)) is None
+    run.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * math.inf)
+    assert first_not_finite(run, *next_batch(run)) == "the gradient of model.layers.0.mlp.up_proj.weight"
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+def test_a_spike_stands_in_the_log(shards, tmp_path):
+    """And what is usual is part of the checkpoint, so that a resumed run sees the same spikes."""
+    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    assert not any(spikes(run, 2 + 0.1 * math.sin(i)) for i in range(100)) and 1.9 < run.usual_loss < 2.1
+    run.step = 101
+    assert spikes(run, 3.0) and not spikes(run, 2.05)
+    state = trainer_state(run)
+    assert (state["usual_loss"], state["usual_error"]) == (run.usual_loss, run.usual_error)
+
+
+def test_the_best_checkpoint_stays(shards, tmp_path):
+    """Pruning spares the newest and the one with the lowest validation loss, whatever `keep` says."""
+    config = tiny(shards, max_steps=5, save_every=1, eval_every=0, keep=5)
+    run_quietly(config, shards, tmp_path)
+    with open(tmp_path / "log.jsonl", "a") as log:
+        for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 6.0)): print(json.dumps({"step": step, "val_loss": loss}), file=log)
+    prune(tmp_path, 1)
+    assert [folder.name for folder in step_folders(tmp_path)] == ["step-000002", "step-000005"]
+
+
+def test_resuming_elsewhere_is_said(shards, tmp_path, monkeypatch):
+    """Another torch, another number of threads: the resume works, and says that the last bits may differ."""
+    run_quietly(tiny(shards, max_steps=2, save_every=1), shards, tmp_path)
+    lines = []
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, say=lines.append)
+    assert any("not to the bit: torch" in line and "→ 2.99.0" in line for line in lines)
+    monkeypatch.undo()
+    lines.clear()
+    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, say=lines.append)
+    assert any("2.99.0 → " in line for line in lines)
+
+
+def test_a_full_disk_does_not_end_a_run(shards, tmp_path, monkeypatch):
+    """A save in the middle fails: it is said, and training goes on to a last one that succeeds."""
+    whole, lines = training.write_folder, []
+    def full(folder, contents):
+        if folder.name == "step-000002": raise CourseError("the disk is full.")
+        whole(folder, contents)
+    monkeypatch.setattr(training, "write_folder", full)
+    run_quietly(tiny(shards, max_steps=4, save_every=2), shards, tmp_path, say=lines.append)
+    assert [folder.name for folder in step_folders(tmp_path)] == ["step-000004"]
+    assert any("disk is full. The training goes on." in line for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
+    """Then a resume ends with the bits of a run that was never stopped."""
+    config, lines = tiny(shards, max_steps=12, save_every=5, sample_every=3), []
+    raising = lambda model, tokenizer: signal.raise_signal(number) or "sample"
+    with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
+        run_quietly(config, shards, tmp_path / "a", sampler=raising, say=lines.append, command="llm-course train")
+    assert number == signal.SIGINT or end.value.code == 143
+    assert newest_checkpoint(tmp_path / "a").name == "step-000004"
+    assert any("after step 4" in line and "`llm-course train --resume`" in line for line in lines)
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    resumed = run_quietly(config, shards, tmp_path / "a", sampler=lambda model, tokenizer: "sample", resume=True)
+    never = run_quietly(config, shards, tmp_path / "b", sampler=lambda model, tokenizer: "sample")
+    same_files(resumed.checkpoint, never.checkpoint)
+    assert told(tmp_path / "a" / "log.jsonl") == told(tmp_path / "b" / "log.jsonl")
 
 
 def test_time_limit_cuts_the_schedule(shards, tmp_path):
