@@ -594,7 +594,7 @@ class Chat:
         "End, as Ctrl-D does."
         raise EOFError
 
-# %% ../nbs/99_cli.ipynb #afb34ee9
+# %% ../nbs/99_cli.ipynb #fcbfab9a
 @contextlib.contextmanager
 def on_signal(number: int, handler: Callable) -> Iterator[None]:
     "Within it a signal goes to `handler`."
@@ -604,7 +604,7 @@ def on_signal(number: int, handler: Callable) -> Iterator[None]:
     finally:
         signal.signal(number, before)
 
-
+# %% ../nbs/99_cli.ipynb #2566f922
 def history(action: str) -> None:
     "`read` or `write` the lines typed at the prompt, where Python has readline and there is a place for them."
     with contextlib.suppress(ImportError, OSError, RuntimeError):  # of these: no readline, no permission, no home
@@ -637,17 +637,17 @@ def typed_lines(stop: Callable) -> Iterator[str]:
                 click.echo()
                 return
 
-# %% ../nbs/99_cli.ipynb #495d7360
+# %% ../nbs/99_cli.ipynb #a8bd5359
 @main.command()
 @writes_text
 def chat(tok: str | None, ckpt: str, device: str, seed: int | None, **settings: float) -> None:
-    "Write on from what you type, again and again; from a pipe, from each of its lines."
+    "Write on from what you type, again and again. Lines from a pipe do as well."
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their line a sentence, and only that line
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     talk, refused = Chat(open_checkpoint(ckpt, tok, device), seed, settings, keyboard), False
     if keyboard:
-        click.echo("Type how a text begins, and the model writes on: it tells, it does not answer. /help says what else it can.")
+        click.echo("Type how a text begins: the model writes on, it does not answer. See /help.")
     for line in typed_lines(talk.stop) if keyboard else (line.rstrip("\r\n") for line in sys.stdin or ()):
         try:
             talk.take(line)
