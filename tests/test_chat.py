@@ -92,6 +92,13 @@ def piped(folder: Path, typed: str, *args: object) -> Result:
         return CliRunner().invoke(main, ["chat", *map(str, args)], input=typed)
 
 
+def piped_process(folder: Path, *args: object) -> subprocess.Popen:
+    "The same in a process of its own, with pipes to talk through."
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.Popen([sys.executable, "-m", "llm_course", "chat", *map(str, args)], cwd=folder, env=env,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def long_seed(folder: Path, tokens: int = 400) -> int:
     "A seed whose text after `Once`, at temperature 1, does not end within so many tokens."
     from llm_course.sampling import Draft
@@ -111,14 +118,14 @@ def test_lines_are_edited_and_come_back(terminal, trained, tmp_path):
     chat.type("Once a time" + LEFT * 6 + "upon ")
     chat.type("é", pause=0.02)
     chat.type("\x05🦊\n", pause=0.02)  # Ctrl-E goes to the line's end
-    chat.until(r"\nOnce upon éa time🦊.*\n\(seed 5: .*\)\n> ")
+    chat.until(r"\nOnce upon éa time🦊(?s:.*?)\n\(seed 5: .*\)\n> ")
     chat.type(UP + "\n")
-    chat.until(r"\nOnce upon éa time🦊.*\n\(seed 6: .*\)\n> ")
+    chat.until(r"\nOnce upon éa time🦊(?s:.*?)\n\(seed 6: .*\)\n> ")
     chat.type(CTRL_D)
     assert chat.ends() == 0
     again = terminal("--max_new_tokens", 3)
     again.type(UP + "\n")
-    again.until(r"\nOnce upon éa time🦊.*\n\(seed \d+: .*\)\n> ")
+    again.until(r"\nOnce upon éa time🦊(?s:.*?)\n\(seed \d+: .*\)\n> ")
     again.type("/quit\n")
     assert again.ends() == 0 and (tmp_path / "llm_course" / "history").exists()
 
@@ -191,7 +198,8 @@ def test_texts_are_those_of_generate(trained):
 def test_commands(trained, tmp_path):
     "A setting holds for the next text, /again takes the next seed, /save writes a new file and no other."
     path = tmp_path / "new" / "text.txt"
-    lines = ["/help", "/temperature 0", "Once", "/again", "/temperature", "/top-k 3", "/seed 4", "Once", "//Once", f"/save {path}"]
+    lines = ["/help", "/temperature 0", "Once", "/again", "/temperature", "/top-k 3", "/seed 4", "Once", "//Once",
+             f"/save {path}"]
     done = piped(trained, "\n".join(lines) + "\r\n", "--max_new_tokens", 6)
     first, again, *_, last = done.stdout.splitlines()
     assert done.exit_code == 0 and first == again and last.startswith("/Once")
@@ -201,8 +209,9 @@ def test_commands(trained, tmp_path):
 
 @pytest.mark.parametrize("line, told", [
     ("/temprature 1", "'/temperature'"), ("/temp 1", "'/temperature'"), ("/qiut", "'/quit'"), ("/", "/help"), ("/xyz", "/help"),
-    ("/temperature -1", "/temperature"), ("/top_k many", "/top_k"), ("/seed 99999999999999999999", "/seed"), ("/save", "/save story"),
-    ("/save .", "another name"), ("/save /dev/null/x", "/dev/null"), ("the " * 300, "shorten"), ("\udcff", "Unicode")])
+    ("/temperature -1", "/temperature"), ("/top_k many", "/top_k"), ("/seed 99999999999999999999", "/seed"),
+    ("/save", "/save story"), ("/save .", "another name"), ("/save /dev/null/x", "/dev/null"), ("the " * 300, "shorten"),
+    ("\udcff", "Unicode")])
 def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
     "One line on standard error for it, the next line is answered, and a script learns of it by the exit status."
     typed = "Once\n".encode() + line.encode("utf-8", "surrogateescape") + b"\nOnce\n"
@@ -220,9 +229,7 @@ def test_before_the_first_text(trained, line):
 
 def test_an_answer_comes_before_the_next_line(trained):
     "A program may talk line by line; one that stops listening ends it quietly, without a word on standard error."
-    command = [sys.executable, "-m", "llm_course", "chat", "--max_new_tokens", "20", "--temperature", "0"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen(command, cwd=trained, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
+    with piped_process(trained, "--max_new_tokens", 20, "--temperature", 0) as chat:
         for _ in range(2):
             chat.stdin.write(b"Once\n"), chat.stdin.flush()
             assert chat.stdout.readline().startswith(b"Once")
@@ -235,9 +242,7 @@ def test_an_answer_comes_before_the_next_line(trained):
 @pytest.mark.skipif(WINDOWS, reason="Windows has no SIGINT for one process")
 def test_an_interrupt_ends_a_piped_talk(trained):
     "There is no prompt to come back to: as every stage, it ends with status 130."
-    command = [sys.executable, "-m", "llm_course", "chat", "--max_new_tokens", "1000000", "--temperature", "0"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=trained, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as chat:
+    with piped_process(trained, "--max_new_tokens", 10**6, "--temperature", 0) as chat:
         chat.stdin.write(b"Once\n"), chat.stdin.flush()
         assert chat.stdout.read(9)
         chat.send_signal(signal.SIGINT)
