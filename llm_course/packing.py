@@ -64,8 +64,8 @@ def read_ends(path: str | Path) -> np.ndarray:
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}); it says where the documents in the file beside it end: copy it "
-                          "along, or write both anew.") from None
+        raise CourseError(f"{path} cannot be read ({error.strerror}), and no other file says where documents end: copy it along with "
+                          "the tokens, or write both anew.") from None
     ends = raw[: len(raw) // 8 * 8].view("<i8")
     if len(raw) % 8 or (np.diff(ends, prepend=0) < 0).any():
         raise CourseError(f"{path} is not an index of documents; copy it again, or write it anew.")
@@ -262,7 +262,7 @@ def write_shards(
     shard_tokens: int = 200_000_000,
     progress: Callable[[int], object] | None = None,  # told the UTF-8 bytes of each document that is done
 ) -> Manifest:
-    """Pack documents, each ended by `</s>`, into shards: `train-00000.bin`, `.idx`, `.bin.index`, …, `val-…`, and `manifest.json`.
+    """Pack documents, each ended by `</s>`, into shards: `train-00000.bin`, its two indexes, …, `val-…`, and `manifest.json`.
 
     Documents stream through, so a corpus may be larger than memory. `out_dir` is replaced at the end, as a whole. `CourseError`
     when the training documents make less than one sequence, or `out_dir` cannot be written.
@@ -292,7 +292,10 @@ def _dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 def _pack(
-    routed: Iterable[tuple[str, str | Tokenized]], tokenizer: Tokenizer, writers: dict[str, _ShardWriter], progress: Callable | None
+    routed: Iterable[tuple[str, str | Tokenized]],
+    tokenizer: Tokenizer,
+    writers: dict[str, _ShardWriter],
+    progress: Callable[[int], object] | None,
 ) -> int:
     """Tokenize every document, unless it is, and write it; the number of those that belong to no split."""
     excluded = 0
@@ -387,11 +390,11 @@ class Shards:
                     raise CourseError(f"{path} is damaged: its sha256 is not the one in the manifest; copy it again, "
                                       "or run `llm-course prepare`.")
             lengths, starts = read_index(path.with_suffix(".idx"))
-            ends = np.cumsum(lengths, dtype="<i8")
-            right = len(ends) == shard.documents and ends[-1] == shard.tokens and (starts == (ends - lengths) * tokens.itemsize).all()
-            if not right or not np.array_equal(ends, read_ends(f"{path}.index")):
-                raise CourseError(f"{path.with_suffix('.idx')} and {path.name}.index do not both say where the documents of {path.name} "
-                                  "end; copy all three again, or run `llm-course prepare`.")
+            ends = read_ends(f"{path}.index")
+            right = len(lengths) == len(ends) == shard.documents and ends[-1] == shard.tokens
+            if not right or (np.diff(ends, prepend=0) != lengths).any() or (starts != (ends - lengths) * tokens.itemsize).any():
+                raise CourseError(f"The indexes of {path} do not agree on where its documents end; copy them again, "
+                                  "or run `llm-course prepare`.")
 
 # %% ../nbs/03_packing.ipynb #257ee6d5
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -452,9 +455,9 @@ _OTHER = "it is the work of another tokenizer: give the one whose tokenizer.json
 class TokenFiles:
     """Documents that datatrove's `DocumentTokenizer` has tokenized, with our `tokenizer.json` and `eos_token="</s>"`.
 
-    `source` is a file, a folder or a glob of `.ds` files, each with its `.ds.index` beside it; the masks in a `.ds.loss` are not used.
-    To iterate is to go through the texts, as with a `Corpus`; `tokenized` gives the tokens with them, for `write_shards`. `CourseError`
-    when a file is damaged, or holds what `tokenizer` does not make.
+    `source` is a file, a folder or a glob of `.ds` files, each with its `.ds.index` beside it; masks in a `.ds.loss` are not used.
+    Iterating gives the texts, as with a `Corpus`, and `tokenized` their tokens as well, for `write_shards`. `CourseError` when a
+    file is damaged, or holds what `tokenizer` does not make.
     """
 
     format = "file"  # a document may have lines
@@ -469,12 +472,12 @@ class TokenFiles:
         self._sizes = np.array([len(piece) for piece in pieces])
         self._starts = np.cumsum(self._sizes) - self._sizes
         self.tokens, self.documents = (sum(map(len, parts)) for parts in zip(*map(self._open, self.files)))
-        self.mended = 0  # documents of the last pass in which a text that looks like a special piece had been taken for one
+        self.mended = 0  # documents of the last pass in whose text the name of a special piece had been taken for the piece
 
     def describe(self) -> str:
         """One line: what is read."""
-        files = f"{len(self.files):,} file" + "s" * (len(self.files) > 1)
-        return f"{self.source}: {self.documents:,} documents that datatrove tokenized ({files}, {self.tokens / 1e6:,.1f} million tokens)"
+        files = f"{len(self.files):,} files, " if len(self.files) > 1 else ""
+        return f"{self.source}: {self.documents:,} documents that datatrove tokenized ({files}{self.tokens:,} tokens)"
 
     def __iter__(self) -> Iterator[str]:
         return (document.text for document in self.tokenized())
@@ -495,7 +498,8 @@ class TokenFiles:
         ends, item = read_ends(f"{file}.index"), self.dtype.itemsize
         n, size, others = int(ends[-1]) if len(ends) else 0, file.stat().st_size, {2: 4, 4: 2}[item]
         if n and size == n * others:
-            raise CourseError(f"{file} has {others} bytes a token, and a vocabulary of {self.tokenizer.vocab_size:,} takes {item}; {_OTHER}")
+            vocabulary = f"a vocabulary of {self.tokenizer.vocab_size:,}"
+            raise CourseError(f"{file} has {others} bytes a token, and {vocabulary} takes {item}; {_OTHER}")
         if size != n * item:
             raise CourseError(f"{file} has {size:,} bytes, but its index counts {n:,} tokens of {item} bytes; copy both again.")
         try:
@@ -512,15 +516,16 @@ class TokenFiles:
         endless = ids[ends - 1] != tokenizer.eos_id if lengths.all() else lengths == 0
         if endless.any():
             name = tokenizer.piece(tokenizer.eos_id)
-            raise CourseError(f"{file}: document {first + int(endless.argmax()):,} does not end with {name}; give DocumentTokenizer "
-                              f'this tokenizer.json, eos_token="{name}" and no shuffle_chunk_size.')
+            raise CourseError(f"{file}: document {first + int(endless.argmax()):,} does not end with {name}; give "
+                              f'DocumentTokenizer this tokenizer.json, eos_token="{name}" and no shuffle_chunk_size.')
         special = (ids == tokenizer.eos_id) | (ids == tokenizer.unk_id)
         special[ends - 1] = False
         wrong = set(np.searchsorted(ends, np.flatnonzero(special), "right").tolist())
         raw, at = self._text(ids)
         for j, (start, end) in enumerate(zip((ends - lengths).tolist(), ends.tolist())):
+            document = ids[start:end]
             try:
-                document = self._mend(ids[start:end]) if j in wrong else Tokenized(raw[at[start] : at[end]].decode(), ids[start:end])
+                document = self._mend(document) if j in wrong else Tokenized(raw[at[start] : at[end]].decode(), document)
             except UnicodeDecodeError:
                 raise CourseError(f"{file}: document {first + j:,} is not UTF-8; {_OTHER}") from None
             if first + j == 0 and tokenizer.encode_document(document.text) != document.ids.tolist():
@@ -534,7 +539,7 @@ class TokenFiles:
         return self._bytes[np.repeat(self._starts[ids] - at[:-1], sizes) + np.arange(at[-1])].tobytes(), at
 
     def _mend(self, ids: np.ndarray) -> Tokenized:
-        """The document whose text holds the names of special pieces, which the `tokenizers` library took for the pieces themselves."""
+        """The document whose text names a special piece, which the `tokenizers` library has taken for the piece itself."""
         self.mended += 1
         text = b"".join(self.tokenizer.piece_bytes(i) or self.tokenizer.piece(i).encode() for i in ids[:-1].tolist()).decode()
         return Tokenized(text, np.array(self.tokenizer.encode_document(text), self.dtype))
