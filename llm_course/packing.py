@@ -64,8 +64,8 @@ def read_ends(path: str | Path) -> np.ndarray:
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}), and no other file says where documents end: copy it along with "
-                          "the tokens, or write both anew.") from None
+        raise CourseError(f"{path} cannot be read ({error.strerror}), and only it says where documents end: copy it along with the "
+                          "tokens, or write both anew.") from None
     ends = raw[: len(raw) // 8 * 8].view("<i8")
     if len(raw) % 8 or (np.diff(ends, prepend=0) < 0).any():
         raise CourseError(f"{path} is not an index of documents; copy it again, or write it anew.")
@@ -455,7 +455,7 @@ _OTHER = "it is the work of another tokenizer: give the one whose tokenizer.json
 class TokenFiles:
     """Documents that datatrove's `DocumentTokenizer` has tokenized, with our `tokenizer.json` and `eos_token="</s>"`.
 
-    `source` is a file, a folder or a glob of `.ds` files, each with its `.ds.index` beside it; masks in a `.ds.loss` are not used.
+    `source` is a file, a folder or a glob of `.ds` files, each with its `.ds.index` beside it; masks (`.ds.loss`) are not used.
     Iterating gives the texts, as with a `Corpus`, and `tokenized` their tokens as well, for `write_shards`. `CourseError` when a
     file is damaged, or holds what `tokenizer` does not make.
     """
@@ -472,6 +472,8 @@ class TokenFiles:
         self._sizes = np.array([len(piece) for piece in pieces])
         self._starts = np.cumsum(self._sizes) - self._sizes
         self.tokens, self.documents = (sum(map(len, parts)) for parts in zip(*map(self._open, self.files)))
+        if not self.documents:
+            raise CourseError(f"{source} holds no documents: datatrove found no text.")
         self.mended = 0  # documents of the last pass in whose text the name of a special piece had been taken for the piece
 
     def describe(self) -> str:
