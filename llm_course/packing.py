@@ -64,8 +64,8 @@ def read_ends(path: str | Path) -> np.ndarray:
     try:
         raw = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}), and only it says where documents end: copy it along with the "
-                          "tokens, or write both anew.") from None
+        raise CourseError(f"{path} cannot be read ({error.strerror}), and only it says where documents end: copy it with "
+                          "the tokens, or write both anew.") from None
     ends = raw[: len(raw) // 8 * 8].view("<i8")
     if len(raw) % 8 or (np.diff(ends, prepend=0) < 0).any():
         raise CourseError(f"{path} is not an index of documents; copy it again, or write it anew.")
@@ -143,7 +143,7 @@ def _record(cls: type, raw: dict, path: Path):
 
 # %% ../nbs/03_packing.ipynb #0b7abdf0
 class _ShardWriter:
-    """Writes one split: documents of tokens in, shards of at most `shard_tokens` tokens out (a longer document is a shard by itself)."""
+    """Writes one split: documents of tokens in, shards of at most `shard_tokens` out (a longer document is one by itself)."""
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int):
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens

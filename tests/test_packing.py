@@ -98,7 +98,7 @@ def test_number_of_shards_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("vocab_size, dtype, code", [(600, "<u2", 8), (65_536, "<u2", 8), (65_537, "<u4", 4)])
 def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
-    """The index follows Megatron-core's IndexedDataset field by field, for two and four bytes a token, and datatrove's its own."""
+    """The index follows Megatron-core's IndexedDataset field by field, for two and four bytes a token; datatrove's has ends."""
 
     class Large:  # a tokenizer of any size, whose document is one token, the largest
         model, sha256, eos_id = b"", hashlib.sha256(b"").hexdigest(), 1
@@ -113,7 +113,7 @@ def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
     assert np.frombuffer(raw, "<i4", 3, 34).tolist() == [2, 2, 2]
     assert np.frombuffer(raw, "<i8", 3, 46).tolist() == [0, 2 * size, 4 * size]
     assert np.frombuffer(raw, "<i8", 4, 70).tolist() == [0, 1, 2, 3] and len(raw) == 102
-    assert np.fromfile(tmp_path / "s" / "train-00000.bin.index", "<u8").tolist() == [2, 4, 6]  # what datatrove keeps beside a file
+    assert np.fromfile(tmp_path / "s" / "train-00000.bin.index", "<u8").tolist() == [2, 4, 6]
     last = vocab_size - 1
     assert np.fromfile(tmp_path / "s" / "train-00000.bin", dtype).tolist() == [5, last, 6, last, 7, last]
     assert Shards(tmp_path / "s").document(2).tolist() == [7, last]
@@ -341,6 +341,9 @@ def test_validation_ends_its_lines_otherwise(tmp_path):
 
 # Token files, as datatrove writes them; tests/test_other_readers.py has datatrove itself
 
+NAMES = st.sampled_from(["</s>", "<unk>", "\u2581", "\r\n", "\0", " ", "a"])
+TEXTS = st.lists(NAMES | st.text(max_size=9), max_size=9).map("".join)
+
 
 def as_raw(text: str) -> list[int]:
     """The tokens of a document as the `tokenizers` library makes them: it looks for the names of special pieces first."""
@@ -351,10 +354,9 @@ def as_raw(text: str) -> list[int]:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    files=st.lists(st.lists(st.lists(st.sampled_from(["</s>", "<unk>", "\u2581", "\r\n", "\0", " ", "a"]) | st.text(max_size=9)).map("".join),
-                            max_size=8), min_size=1, max_size=4),
+    files=st.lists(st.lists(TEXTS, max_size=8), min_size=1, max_size=4),
     block=st.integers(1, 40),
-)  # fmt: skip
+)
 def test_token_files(tmp_path_factory, files, block):
     """Any documents in any number of files, read in blocks of any size: texts and tokens as if we had tokenized them."""
     folder, texts = tmp_path_factory.mktemp("tokens"), [text for file in files for text in file]
@@ -414,8 +416,8 @@ def test_token_files_that_do_not_fit(tmp_path):
         with pytest.raises(CourseError, match="its index counts"):
             TokenFiles(path, TOKENIZER)
     path.write_bytes(whole)
-    for cut, sentence in ((index[:-1], "is not an index"), (index[8:16] + index, "is not an index"), (index[:-8], "its index counts"),
-                          (index[:-8] + b"\xff" * 8, "is not an index"), (b"", "its index counts")):
+    damaged = [index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8]
+    for cut, sentence in [*((cut, "is not an index") for cut in damaged), (index[:-8], "its index counts"), (b"", "its index counts")]:
         Path(f"{path}.index").write_bytes(cut)
         with pytest.raises(CourseError, match=sentence):
             TokenFiles(path, TOKENIZER)
@@ -436,7 +438,7 @@ def test_damaged_token_files(tmp_path_factory, data, which, block):
     damaged.write_bytes(content)
     try:
         for document in TokenFiles(path, TOKENIZER).tokenized(block):
-            assert document.text.encode() == TOKENIZER.decode(document.ids.tolist()).encode() and document.ids[-1] == TOKENIZER.eos_id
+            assert TOKENIZER.decode(document.ids.tolist()) == document.text and document.ids[-1] == TOKENIZER.eos_id
     except CourseError as error:
         assert str(path) in str(error) and "\n" not in str(error)
 
