@@ -416,11 +416,12 @@ def test_token_files_that_do_not_fit(tmp_path):
         with pytest.raises(CourseError, match="its index counts"):
             TokenFiles(path, TOKENIZER)
     path.write_bytes(whole)
-    damaged = [index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8]
-    for cut, sentence in [*((cut, "is not an index") for cut in damaged), (index[:-8], "its index counts"), (b"", "its index counts")]:
-        Path(f"{path}.index").write_bytes(cut)
-        with pytest.raises(CourseError, match=sentence):
-            TokenFiles(path, TOKENIZER)
+    for sentence, others in (("is not an index", (index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8)),
+                             ("its index counts", (index[:-8], b""))):
+        for other in others:
+            Path(f"{path}.index").write_bytes(other)
+            with pytest.raises(CourseError, match=sentence):
+                TokenFiles(path, TOKENIZER)
     Path(f"{path}.index").unlink()
     with pytest.raises(CourseError, match="x.ds.index cannot be read"):
         TokenFiles(path, TOKENIZER)
