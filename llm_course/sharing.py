@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GGUF_DTYPES', 'USAGE', 'EXPORT_FILES', 'DTYPES', 'gguf_package', 'add_shape', 'add_identity', 'joinable',
-           'gguf_pieces', 'add_vocabulary', 'stored_as', 'add_weights', 'write_gguf', 'Facts', 'portable',
+           'piece_type', 'gguf_pieces', 'add_vocabulary', 'stored_as', 'add_weights', 'write_gguf', 'Facts', 'portable',
            'last_losses', 'collect_facts', 'front_matter', 'model_index', 'usage', 'table', 'model_section',
            'data_section', 'training_section', 'evaluation_section', 'closing_sections', 'model_card', 'seal',
            'refuse_foreign', 'replace_folder', 'rounded', 'check_choices', 'export_hf']
@@ -72,35 +72,44 @@ def add_identity(writer, config: ModelConfig, dtype: str, name: str | None, lice
     if license:
         writer.add_license(license)
 
-# %% ../nbs/09_sharing.ipynb #6fd50c9e
+# %% ../nbs/09_sharing.ipynb #02e64b96
 def joinable(name: str, pieces: set[str]) -> bool:
-    "Whether two neighbours of a text, each a piece or one character, can join into `name`."
+    "Whether two neighbours in a text, each a piece or one character, can join into `name`."
     halves = [(name[:i], name[i:]) for i in range(1, len(name))]
     return any(all(half in pieces or len(half) == 1 for half in pair) for pair in halves)
 
 
-def gguf_pieces(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, float, str]]:
-    """Name, score and type of every token. llama.cpp joins the pair that makes the piece of the highest score, as SentencePiece.
+def piece_type(processor: spm.SentencePieceProcessor, i: int) -> str:
+    "GGUF's word for what a piece is."
+    if processor.is_byte(i):
+        return "BYTE"
+    return "UNKNOWN" if processor.is_unknown(i) else "CONTROL" if processor.is_control(i) else "NORMAL"
 
-    But it looks for the joined text among all names: where the vocabulary has `</s`, as one learned from HTML, the text `</s>`
-    would become the end of the document. A name with a space cannot be written in a text, whose spaces it reads as U+2581.
-    A model with more rows than the tokenizer has pieces gets tokens that are never used."""
+
+def gguf_pieces(tokenizer: Tokenizer) -> list[tuple[str, float, str]]:
+    """Name, score and type of every piece. llama.cpp joins first what makes the piece of the highest score, as SentencePiece.
+
+    But it may join into any name, that of a special piece too: where a vocabulary has `</s`, as one of web pages can, the text
+    `</s>` would end the document. Such a special piece gets a space in its name, which no text has: there a space is U+2581."""
     processor = spm.SentencePieceProcessor(model_proto=tokenizer.model)
     pieces = {tokenizer.piece(i) for i in range(tokenizer.vocab_size) if tokenizer.piece_bytes(i)}
+    found = []
     for i in range(tokenizer.vocab_size):
-        name = tokenizer.piece(i)
-        if processor.is_control(i) or processor.is_unknown(i):
-            yield f"{name} " if joinable(name, pieces) else name, 0.0, "CONTROL" if processor.is_control(i) else "UNKNOWN"
-        else:
-            yield name, processor.get_score(i), "BYTE" if processor.is_byte(i) else "NORMAL"
-    for i in range(tokenizer.vocab_size, vocab_size):
-        yield f"unused {i}", 0.0, "UNUSED"
+        name, score = tokenizer.piece(i), processor.get_score(i)
+        kind = piece_type(processor, i)
+        found.append((f"{name} " if kind in ("UNKNOWN", "CONTROL") and joinable(name, pieces) else name, score, kind))
+    if any(score % 1 for _, score, _ in found):  # byte pairs have ranks, and the other kind logarithms of probabilities
+        raise CourseError("llama.cpp cannot read this tokenizer: it is no byte-pair one (SentencePiece's model_type \"bpe\").")
+    return found
 
-
+# %% ../nbs/09_sharing.ipynb #9a9af0c4
 def add_vocabulary(writer, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """The tokenizer, whole; llama.cpp calls SentencePiece's byte pairs "llama". It adds no space and no token to a text."""
+    """The tokenizer, whole, as what llama.cpp calls "llama". It puts nothing before a text, and nothing after it.
+
+    A model with more rows than the tokenizer has pieces gets tokens that no text can have."""
     gguf = gguf_package()
-    names, scores, types = zip(*gguf_pieces(tokenizer, vocab_size))
+    spare = [(f"unused {i}", 0.0, "UNUSED") for i in range(tokenizer.vocab_size, vocab_size)]
+    names, scores, types = zip(*gguf_pieces(tokenizer), *spare)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(names)
@@ -109,11 +118,11 @@ def add_vocabulary(writer, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_bos_token_id(tokenizer.eos_id)  # a document begins after the end of the one before
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_unk_token_id(tokenizer.unk_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(False)  # llama.cpp adds one, and a space, unless it is told not to
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
 
-# %% ../nbs/09_sharing.ipynb #10175f49
+
 def stored_as(weight: Tensor, dtype: str) -> str:
     "The dtype in which a tensor is stored: gains of norms are few and stay f32; q8_0 needs rows of whole blocks of 32."
     if weight.ndim == 1:
@@ -232,7 +241,7 @@ def model_index(facts: Facts) -> Iterator[str]:
         metric = {"type": name, "name": name.replace("_", " "), "value": round(getattr(facts.evaluation, name), 6)}
         yield f"    - {json.dumps(metric)}"
 
-# %% ../nbs/09_sharing.ipynb #b341cc5e
+# %% ../nbs/09_sharing.ipynb #7d00558b
 USAGE = '''## How to use it
 
 `FOLDER` is the path of this folder; where it has another one, or lies on the Hub, write that.
@@ -250,8 +259,8 @@ print(tokenizer.decode(written[0], skip_special_tokens=True))
 With [llm_course](https://github.com/llm-course/llm_course), on the command line:
 
 ```sh
-llm-course generate --ckpt FOLDER --prompt "Once upon a time" --max_new_tokens LENGTH
-llm-course export --to gguf --ckpt FOLDER --out FOLDER.gguf
+llm-course generate --ckpt QUOTED --prompt "Once upon a time" --max_new_tokens LENGTH
+llm-course export --to gguf --ckpt QUOTED --out QUOTED.gguf
 ```
 
 With llama.cpp, which reads the file that the second of these lines writes:
@@ -268,10 +277,12 @@ print(model.create_completion(ids, max_tokens=LENGTH, temperature=0.8)["choices"
 
 def usage(facts: Facts) -> str:
     "How to use it, in examples that hold the folder's name and a length that its context has room for."
-    words = {"FOLDER": facts.folder, "LENGTH": str(min(100, facts.model.seq_len // 2)), "CONTEXT": str(facts.model.seq_len)}
-    return re.sub("FOLDER|LENGTH|CONTEXT", lambda found: words[found[0]], USAGE)
+    length, context = min(100, facts.model.seq_len // 2), facts.model.seq_len
+    words = {"LENGTH": str(length), "CONTEXT": str(context), "QUOTED": shlex.quote(facts.folder),
+             '"FOLDER': json.dumps(facts.folder, ensure_ascii=False)[:-1], "FOLDER": facts.folder}
+    return re.sub("|".join(words), lambda found: words[found[0]], USAGE)
 
-# %% ../nbs/09_sharing.ipynb #a3b1673a
+# %% ../nbs/09_sharing.ipynb #1e70c6e1
 def table(*rows: tuple) -> str:
     "A Markdown table: its head, then its rows; whole numbers with commas."
     words = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
@@ -325,8 +336,8 @@ def evaluation_section(facts: Facts) -> str:
 {table(("measure", "value"), *rows)}
 
 Every token of every document is predicted once, the end of the document too, from all that stands before it or at least the last
-{found.context - found.stride + 1:,} tokens. Bits per byte divides by the UTF-8 bytes of the documents as they were given, so models with other
-tokenizers can be compared; perplexity is per token of this one. The weights are those of this folder,
+{found.context - found.stride + 1:,} tokens. Bits per byte divides by the UTF-8 bytes of the documents as they were given, so
+models with other tokenizers can be compared; perplexity is per token of this one. The weights are those of this folder,
 computing in float32."""
 
 
