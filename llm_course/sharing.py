@@ -194,11 +194,15 @@ class Facts:
         "Whether the documents of the evaluation are all tales of the built-in grammar."
         return self.evaluation is not None and self.evaluation.floor_bits is not None
 
-# %% ../nbs/09_sharing.ipynb #4ea08b62
+# %% ../nbs/09_sharing.ipynb #b55bcff5
 def portable(command: str) -> str:
     "A command without the places of one machine: of every absolute path only its last name."
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote without its partner
+        words = command.split()
     absolute = r"^(--?\w[\w-]*=)?(?:/|~|[A-Za-z]:[\\/]).*?([^\\/]*)[\\/]*$"
-    return shlex.join(re.sub(absolute, r"\1\2", word) for word in shlex.split(command))
+    return shlex.join(re.sub(absolute, r"\1\2", word) for word in words)
 
 
 def last_losses(checkpoint: Checkpoint) -> dict[str, tuple[int, float]]:
