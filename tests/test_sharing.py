@@ -22,7 +22,7 @@ from llm_course.evaluation import evaluate
 from llm_course.gpt import GPT, ModelConfig
 from llm_course.sharing import EXPORT_FILES, Facts, collect_facts, export_hf, model_card, portable, rounded, write_gguf
 from llm_course.tokenizer import Tokenizer
-from llm_course.training import Checkpoint, load_checkpoint, load_config, read_json, read_log
+from llm_course.training import Checkpoint, load_checkpoint, load_config, read_json, read_log, train
 
 SHAPE = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=1, seq_len=64)
 
@@ -79,7 +79,7 @@ def test_transformers_and_ours_open_an_export(drawn, shape: dict, dtype: str, tm
     transformers = pytest.importorskip("transformers")
     checkpoint = drawn(**shape)
     folder = export_hf(checkpoint, tmp_path / "export", dtype=dtype, say=quiet)
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(report.values()), report
     assert theirs.dtype == getattr(torch, dtype)
     ids, stored = tokens(checkpoint), rounded(checkpoint.model, dtype)
@@ -95,7 +95,7 @@ def test_a_reader_in_its_own_precision_computes_as_ours_does(checkpoint: Checkpo
     "Who opens a bfloat16 export as it is gets bfloat16 products: near the logits of the card, not equal to them."
     transformers = pytest.importorskip("transformers")
     folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", say=quiet)
-    theirs, ids = transformers.AutoModelForCausalLM.from_pretrained(folder), tokens(checkpoint)
+    theirs, ids = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), tokens(checkpoint)
     with torch.no_grad():
         ours = load_checkpoint(folder).model(ids)
         assert 0 < (theirs(ids).logits.float() - ours).abs().max() < 0.02 * ours.abs().max()
@@ -355,6 +355,16 @@ def test_the_command_in_the_card_names_no_place():
                        "a b": "'a b'"}.items():
         assert portable(f"llm-course train '{word}'") == f"llm-course train {left}", word
     assert "home" not in portable("llm-course train --data /home/me/don't")
+
+
+def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
+    "As it was typed, but for where the folders lay."
+    config = load_config("tiny", {"seq_len": 64, "max_steps": 1})
+    typed = f"llm-course train --config tiny --data '{trained}/data/shards' --max_steps 1"
+    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, say=quiet, command=typed)
+    folder = export_hf(load_checkpoint(result.checkpoint), tmp_path / "export", say=quiet)
+    assert "The command was `llm-course train --config tiny --data shards --max_steps 1`." in card(folder)
+    assert trained.name not in card(folder) and str(tmp_path) not in card(folder)
 
 
 @pytest.mark.parametrize("options, sentence", [
