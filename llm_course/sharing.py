@@ -286,7 +286,7 @@ def usage(facts: Facts) -> str:
              '"FOLDER': json.dumps(facts.folder, ensure_ascii=False)[:-1], "FOLDER": facts.folder}
     return re.sub("|".join(words), lambda found: words[found[0]], USAGE)
 
-# %% ../nbs/09_sharing.ipynb #1e70c6e1
+# %% ../nbs/09_sharing.ipynb #a6694f3a
 def table(*rows: tuple) -> str:
     "A Markdown table: its head, then its rows; whole numbers with commas."
     words = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
@@ -332,7 +332,9 @@ def evaluation_section(facts: Facts) -> str:
     if found is None:
         return "## Evaluation\n\nNot measured."
     rows = [("documents", found.documents), ("bytes", found.bytes), ("tokens", found.tokens),
-            ("bits per byte", f"{found.bits_per_byte:.4f}"), ("perplexity per token", f"{found.perplexity:.3f}")]
+            ("bits per byte", f"{found.bits_per_byte:.4f}"),
+            ("bits per byte without document ends", f"{found.without_ends.bits_per_byte:.4f}"),
+            ("perplexity per token", f"{found.perplexity:.3f}")]
     if facts.tales:
         rows += [("entropy of the text, bits per byte", f"{found.floor_bits_per_byte:.4f}"), ("gap", f"{100 * found.gap:.1f} %")]
     return f"""## Evaluation
@@ -341,8 +343,8 @@ def evaluation_section(facts: Facts) -> str:
 
 Every token of every document is predicted once, the end of the document too, from all that stands before it or at least the last
 {found.context - found.stride + 1:,} tokens. Bits per byte divides by the UTF-8 bytes of the documents as they were given, so
-models with other tokenizers can be compared; perplexity is per token of this one. The weights are those of this folder,
-computing in float32."""
+models with other tokenizers can be compared; lm-evaluation-harness leaves the ends of documents out. Perplexity is per token of
+this tokenizer. The weights are those of this folder, computing in float32."""
 
 
 def closing_sections(facts: Facts) -> str:
