@@ -1,12 +1,15 @@
 """What the tests share: the command line called in this process or in one of its own, and one small trained run made with it."""
 import contextlib
+import datetime
 import hashlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                   "train --config tiny --max_steps 8 --eval_every 4 --save_every 4"):
         fine(course(*stage.split(), cwd=folder))
     return folder
+
+
+PASSES = ROOT / "tests" / "last_pass.json"  # when the slow tests beside other programs passed last, and with which versions
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", nargs="+", metavar=("NAME", "PACKAGE"), help="Write the day and the packages' versions to "
+                     "tests/last_pass.json under NAME, if all that was asked for ran and passed.")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    counts = {outcome: len(terminalreporter.stats.get(outcome, [])) for outcome in ("passed", "skipped")}
+    if not (record := config.getoption("record")) or exitstatus or counts["skipped"] or not counts["passed"]:
+        return
+    name, *packages = record
+    entry = {"day": f"{datetime.date.today()}", "tests": counts["passed"], "versions": {package: version(package) for package in packages}}
+    known = json.loads(PASSES.read_text()) if PASSES.exists() else {}
+    PASSES.write_text(json.dumps({**known, name: entry}, indent=1, sort_keys=True) + "\n")
+    terminalreporter.write_line(f"noted in {PASSES.relative_to(ROOT)}: {name}")
