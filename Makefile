@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
 ready := $(VENV)/ready
+older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow clean
+.PHONY: help demo test lab export check notebooks test-slow test-older clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -41,8 +42,11 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
 
+test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
+	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py
+
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf "$(VENV)" .cache build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made once, and again when a file that describes it changes. (pyproject.toml does not count: nbdev_export
@@ -52,4 +56,11 @@ $(ready): settings.ini setup.py
 	@echo "Making the environment in $(VENV): once, some minutes, most of them for PyTorch."
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(bin)/python" -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch "$@"
+
+# Beside the environment, and put in front of it: transformers and the two packages that go by its version. All else is shared.
+$(older)/ready: $(ready)
+	rm -rf "$(older)"
+	"$(bin)/python" -m pip install --disable-pip-version-check --no-deps --target "$(older)" \
+	  "transformers==4.57.*" "tokenizers==0.22.*" "huggingface-hub==0.36.*"
 	@touch "$@"
