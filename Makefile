@@ -43,6 +43,7 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
 
 test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
+	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay

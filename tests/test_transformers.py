@@ -3,6 +3,7 @@
 `make test-older` runs this file with transformers 4.57, where configs, tokenizers and dtypes are written in the older way.
 """
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import course, fine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -289,6 +291,7 @@ def test_what_differs_on_bytes_that_are_no_text(tokenizers):
 
 SOURCES = {f"{name}, {'tied' if tied else 'untied'}, {files}": (dtype, tied, files == "sharded")
            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)) for tied in (True, False) for files in ("whole", "sharded")}
+SOURCES["fp16, tied, whole"] = torch.float16, True, False
 THEIRS = dict(vocab_size=600, hidden_size=48, intermediate_size=72, num_hidden_layers=2, num_attention_heads=6,
               num_key_value_heads=2, head_dim=10, max_position_embeddings=64)
 
@@ -424,3 +427,34 @@ def test_a_llama_is_refused(tokenizer, tmp_path):
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**THEIRS)).save_pretrained(tmp_path)
     with pytest.raises(CourseError, match="model_type is 'llama'"):
         load_checkpoint(tmp_path, tokenizer=tokenizer)
+
+
+# The commands
+
+def test_the_commands_take_a_folder_of_transformers(sources, trained, tokenizer, tmp_path):
+    "Where a checkpoint is named, any Qwen3 folder will do: with its tokenizer in it, or beside it."
+    without = sources["bf16, tied, sharded"]
+    inside = shutil.copytree(without, tmp_path / "theirs")
+    (inside / "tokenizer.model").write_bytes(tokenizer.model)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(FIRST_SENTENCES))
+    perplexity = math.exp(loss_by_transformers(opened(without, dtype=torch.float32), tokenizer, FIRST_SENTENCES))
+    said = []
+    for place in (["--ckpt", inside], ["--ckpt", without, "--tok", trained / "artifacts" / "tokenizer" / "llm_spm.model"]):
+        said.append([fine(course("eval", *place, "--input", text, "--documents", "line", cwd=tmp_path)),
+                     fine(course("generate", *place, "--prompt", "Once", "--max_new_tokens", 9, "--temperature", 0, cwd=tmp_path))])
+        assert f"perplexity {perplexity:.3f}" in said[-1][0]
+    assert said[0][1] == said[1][1]
+    fine(course("train", "--config", "tiny", "--max_steps", 2, "--data", trained / "data" / "shards", "--init_from", without, cwd=tmp_path))
+    assert opened(tmp_path / "artifacts" / "checkpoints" / "latest").config.head_dim == THEIRS["head_dim"]
+
+
+def test_a_folder_that_does_not_fit_gets_a_line(sources, trained, tmp_path):
+    "Not a traceback."
+    tok = trained / "artifacts" / "tokenizer" / "llm_spm.model"
+    folder = shutil.copytree(sources["fp32, tied, whole"], tmp_path / "theirs")
+    edited(folder, model_type="llama")
+    for command in (["eval", "--tok", tok, "--ckpt", folder, "--input", tok], ["generate", "--tok", tok, "--ckpt", folder],
+                    ["train", "--config", "tiny", "--data", trained / "data" / "shards", "--init_from", folder]):
+        done = course(*command, cwd=tmp_path)
+        assert done.code == 2 and "model_type is 'llama'" in done.err and "Traceback" not in done.err
