@@ -6,10 +6,11 @@
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS', 'FREE',
            'device_option', 'sentence', 'Stage', 'speak', 'Program', 'main', 'next_command', 'table', 'reads_text',
            'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
-           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'prepare',
-           'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'train',
-           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'chat', 'draw_losses', 'show_results', 'show_stories', 'demo']
+           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens',
+           'packable', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
+           'sample', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text',
+           'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'draw_losses', 'show_results',
+           'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -263,15 +264,17 @@ def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:
 
 # %% ../nbs/99_cli.ipynb #d1680f95
 @contextlib.contextmanager
-def validation(corpus: Iterable[str], source: str, val: str | None, fraction: float, errors: str) -> Iterator[Iterable[str]]:
+def validation(corpus: Iterable[str], source: str, val: str | None, fraction: float, errors: str,
+               tokenizer: object) -> Iterator[Iterable[str]]:
     "The documents to validate on: of `val`, or of val.txt beside `source`, which appears there, held out, if the block succeeds."
     from llm_course.corpus import CourseError, atomic_write
+    from llm_course.packing import TokenFiles, token_files
     path = Path(val) if val else validation_path(source)
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise CourseError(f"{path} is the training text and would be the validation text too: name another with --val.")
     form = "auto" if corpus.format in ("file", "jsonl") else corpus.format
     if val or path.exists() and (are_tales(corpus) or not is_tales_file(path)):
-        documents = read_text(path, form, errors)
+        documents = TokenFiles(path, tokenizer) if token_files(path) else read_text(path, form, errors)
         click.echo(f"Validation: {documents.describe()}")
         yield trimmed(documents)
     elif held := hold_out(corpus, fraction):
@@ -284,8 +287,26 @@ def validation(corpus: Iterable[str], source: str, val: str | None, fraction: fl
         yield []
 
 # %% ../nbs/99_cli.ipynb #02703c82
+def open_tokens(source: str, tokenizer: object) -> Iterable[str] | None:
+    "The .ds files of datatrove at `source`, after a line that says what they hold; None where there are none."
+    from llm_course.packing import TokenFiles, token_files
+    if not token_files(source):
+        return None
+    corpus = TokenFiles(source, tokenizer)
+    click.echo(corpus.describe())
+    return corpus
+
+
+def packable(corpus: Iterable[str], move: Callable[[int], object]) -> Iterator[object]:
+    "What to pack of a corpus: its texts, or the tokens that it has; `move` is told the size of each in its file."
+    if hasattr(corpus, "tokenized"):
+        return (document for document in corpus.tokenized() if not move(document.ids.nbytes))
+    return (text for text in trimmed(corpus) if not move(len(text.encode("utf-8", "surrogatepass"))))
+
+
 @main.command()
-@click.option("--input", "source", default=CORPUS, help="A text file, a folder, a glob such as 'books/*.txt', or .jsonl.")
+@click.option("--input", "source", default=CORPUS,
+              help="A text file, a folder, a glob such as 'books/*.txt', .jsonl, or .ds files of datatrove.")
 @click.option("--tok", default=TOKENIZER, help="The tokenizer's .model file.")
 @click.option("--seq_len", type=click.IntRange(min=1), default=2048, help="Tokens in a training sequence.")
 @click.option("--shard_tokens", type=click.IntRange(min=1), default=200_000_000, help="Tokens in a shard file, at most.")
@@ -299,10 +320,12 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
     from llm_course.packing import write_shards
     from llm_course.tokenizer import Tokenizer
     learned = Tokenizer.load(tok)
-    corpus = open_corpus(source, documents, errors)
-    with validation(corpus, source, val, val_fraction, errors) as held, progress_bar(corpus, "packing") as move:
-        manifest = write_shards(trimmed(corpus), learned, out_dir, val_documents=held, seq_len=seq_len, shard_tokens=shard_tokens,
-                                progress=move)
+    corpus = open_tokens(source, learned) or open_corpus(source, documents, errors)
+    with validation(corpus, source, val, val_fraction, errors, learned) as held, progress_bar(corpus, "packing") as move:
+        manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=held, seq_len=seq_len,
+                                shard_tokens=shard_tokens)
+    if mended := getattr(corpus, "mended", 0):
+        click.echo(f"Mended: {mended:,} documents whose text holds </s> or <unk>, which datatrove took for special pieces.")
     for split, shards in manifest.splits.items():
         sums = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
         columns = [f"{split:<5}", *(f"{total:>14,} {name}" for name, total in sums.items()), f"in {len(shards)} shards"]
