@@ -44,7 +44,7 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 
 test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
-	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py
+	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py "--record=transformers 4.57: transformers tokenizers torch"
 
 # Built for any processor of the last ten years, not for this one, so that the wheel can move, and because GCC 12 makes code for
 # Intel's newest ones that crashes (https://github.com/ggml-org/llama.cpp/issues/20824). To build it anew: delete .cache/llama.
@@ -56,7 +56,7 @@ test-llama: $(ready) ## open a saved model in llama.cpp, built from its source t
 	    --wheel-dir .cache/llama llama-cpp-python==$(llama); }
 	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
 	  --find-links .cache/llama llama-cpp-python==$(llama)
-	"$(bin)/python" -m pytest -m llama
+	"$(bin)/python" -m pytest -m llama "--record=llama.cpp: llama-cpp-python gguf torch"
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
 	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis
