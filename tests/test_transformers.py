@@ -184,7 +184,8 @@ def test_generation_stops_where_a_document_ends(brief):
 def test_what_padding_is_called(brief):
     "The model and its tokenizer agree, and no text has it."
     theirs, tokenizer = transformers.GenerationConfig.from_pretrained(brief), transformers.AutoTokenizer.from_pretrained(brief)
-    assert (theirs.bos_token_id, theirs.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for config in (theirs, transformers.AutoConfig.from_pretrained(brief)):
+        assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert theirs.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
