@@ -8,7 +8,7 @@ ready := $(VENV)/ready
 older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow test-older clean
+.PHONY: help demo test lab export check notebooks test-slow test-older test-llama clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -18,7 +18,7 @@ demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stor
 
 test: $(ready) ## every notebook, then every quick test
 	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
-	"$(bin)/python" -m pytest -m "not slow"
+	"$(bin)/python" -m pytest -m "not slow and not llama"
 
 lab: $(ready) ## open the course in JupyterLab
 	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
@@ -46,8 +46,20 @@ test-older: $(ready) $(older)/ready ## the tests beside transformers with an old
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py
 
+# Built for any processor of the last ten years, not for this one, so that the wheel can move, and because GCC 12 makes code for
+# Intel's newest ones that crashes (https://github.com/ggml-org/llama.cpp/issues/20824). To build it anew: delete .cache/llama.
+llama := 0.3.36
+test-llama: $(ready) ## open a saved model in llama.cpp, built from its source the first time: minutes, with a C++ compiler
+	@ls .cache/llama/llama_cpp_python-$(llama)-*.whl > /dev/null 2>&1 || { \
+	  echo "Building llama.cpp into .cache/llama: once, some minutes."; CMAKE_ARGS="-DGGML_NATIVE=OFF" \
+	  "$(bin)/python" -m pip wheel --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+	    --wheel-dir .cache/llama llama-cpp-python==$(llama); }
+	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
+	  --find-links .cache/llama llama-cpp-python==$(llama)
+	"$(bin)/python" -m pytest -m llama
+
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
-	rm -rf "$(VENV)" .cache build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made once, and again when a file that describes it changes. (pyproject.toml does not count: nbdev_export

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS', 'FREE',
-           'device_option', 'sentence', 'Stage', 'speak', 'Program', 'main', 'next_command', 'table', 'reads_text',
-           'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
-           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'prepare',
-           'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'train',
-           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'chat', 'draw_losses', 'show_results', 'show_stories', 'demo']
+           'device_option', 'EXPORTS', 'LONG', 'sentence', 'Stage', 'speak', 'Program', 'main', 'typed_command',
+           'next_command', 'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales',
+           'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed',
+           'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'prepare', 'config_fields', 'overrides',
+           'field_comments', 'describe_config', 'visible', 'sample', 'train', 'open_checkpoint', 'figures', 'evaluate',
+           'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat',
+           'export', 'draw_losses', 'show_results', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -82,8 +83,9 @@ class Program(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object) -> None:
+        words = sys.argv[1:] if args is None else list(args)
         try:
-            sys.exit(super().main(args, prog_name, standalone_mode=False, **extra) or 0)
+            sys.exit(super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0)
         except click.ClickException as error:
             where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
             speak(f"{where}: {' '.join(error.format_message().split())}", err=True)
@@ -114,6 +116,11 @@ SHARDS, CHECKPOINTS, DEMO = "data/shards", "artifacts/checkpoints", "artifacts/d
 LATEST = f"{CHECKPOINTS}/latest"
 
 # %% ../nbs/99_cli.ipynb #28f70406
+def typed_command(ctx: click.Context) -> str:
+    "What was typed, for the record of a run; without --resume, since a run that goes on is the same run."
+    return shlex.join(["llm-course", *(word for word in ctx.obj if word != "--resume")])
+
+
 def next_command(stage: str, **flags: object) -> str:
     "The command of a stage, with those of `flags` alone whose values are not the stage's defaults."
     known = {option.name: option for option in main.commands[stage].params}
@@ -263,15 +270,17 @@ def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:
 
 # %% ../nbs/99_cli.ipynb #d1680f95
 @contextlib.contextmanager
-def validation(corpus: Iterable[str], source: str, val: str | None, fraction: float, errors: str) -> Iterator[Iterable[str]]:
+def validation(corpus: Iterable[str], source: str, val: str | None, fraction: float, errors: str,
+               tokenizer: object) -> Iterator[Iterable[str]]:
     "The documents to validate on: of `val`, or of val.txt beside `source`, which appears there, held out, if the block succeeds."
     from llm_course.corpus import CourseError, atomic_write
+    from llm_course.packing import TokenFiles, token_files
     path = Path(val) if val else validation_path(source)
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise CourseError(f"{path} is the training text and would be the validation text too: name another with --val.")
     form = "auto" if corpus.format in ("file", "jsonl") else corpus.format
     if val or path.exists() and (are_tales(corpus) or not is_tales_file(path)):
-        documents = read_text(path, form, errors)
+        documents = TokenFiles(path, tokenizer) if token_files(path) else read_text(path, form, errors)
         click.echo(f"Validation: {documents.describe()}")
         yield trimmed(documents)
     elif held := hold_out(corpus, fraction):
@@ -284,8 +293,26 @@ def validation(corpus: Iterable[str], source: str, val: str | None, fraction: fl
         yield []
 
 # %% ../nbs/99_cli.ipynb #02703c82
+def open_tokens(source: str, tokenizer: object) -> Iterable[str] | None:
+    "The .ds files of datatrove at `source`, after a line that says what they hold; None where there are none."
+    from llm_course.packing import TokenFiles, token_files
+    if not token_files(source):
+        return None
+    corpus = TokenFiles(source, tokenizer)
+    click.echo(corpus.describe())
+    return corpus
+
+
+def packable(corpus: Iterable[str], move: Callable[[int], object]) -> Iterator[object]:
+    "What to pack of a corpus: its texts, or the tokens that it has; `move` is told the size of each in its file."
+    if hasattr(corpus, "tokenized"):
+        return (document for document in corpus.tokenized() if not move(document.ids.nbytes))
+    return (text for text in trimmed(corpus) if not move(len(text.encode("utf-8", "surrogatepass"))))
+
+
 @main.command()
-@click.option("--input", "source", default=CORPUS, help="A text file, a folder, a glob such as 'books/*.txt', or .jsonl.")
+@click.option("--input", "source", default=CORPUS,
+              help="A text file, a folder, a glob such as 'books/*.txt', .jsonl, or .ds files of datatrove.")
 @click.option("--tok", default=TOKENIZER, help="The tokenizer's .model file.")
 @click.option("--seq_len", type=click.IntRange(min=1), default=2048, help="Tokens in a training sequence.")
 @click.option("--shard_tokens", type=click.IntRange(min=1), default=200_000_000, help="Tokens in a shard file, at most.")
@@ -299,10 +326,12 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
     from llm_course.packing import write_shards
     from llm_course.tokenizer import Tokenizer
     learned = Tokenizer.load(tok)
-    corpus = open_corpus(source, documents, errors)
-    with validation(corpus, source, val, val_fraction, errors) as held, progress_bar(corpus, "packing") as move:
-        manifest = write_shards(trimmed(corpus), learned, out_dir, val_documents=held, seq_len=seq_len, shard_tokens=shard_tokens,
-                                progress=move)
+    corpus = open_tokens(source, learned) or open_corpus(source, documents, errors)
+    with validation(corpus, source, val, val_fraction, errors, learned) as held, progress_bar(corpus, "packing") as move:
+        manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=held, seq_len=seq_len,
+                                shard_tokens=shard_tokens)
+    if mended := getattr(corpus, "mended", 0):
+        click.echo(f"Mended: {mended:,} documents whose text holds </s> or <unk>, which datatrove took for special pieces.")
     for split, shards in manifest.splits.items():
         sums = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
         columns = [f"{split:<5}", *(f"{total:>14,} {name}" for name, total in sums.items()), f"in {len(shards)} shards"]
@@ -368,12 +397,13 @@ device_option = click.option("--device", default="auto", help="auto, cpu, cuda o
 @main.command(context_settings=FREE)
 @click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, if there is one.")
+@click.option("--init_from", help="Begin with the shape and the weights of a checkpoint, or of a Qwen3 folder of transformers.")
 @click.option("--data", default=SHARDS, help="The shards to train on.")
 @click.option("--out", default=CHECKPOINTS, help="Where checkpoints and the log go.")
 @device_option
 @click.option("--show", is_flag=True, help="Print the config and what each field means, and stop.")
 @click.pass_context
-def train(ctx: click.Context, config: str, resume: bool, data: str, out: str, device: str, show: bool) -> None:
+def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool) -> None:
     """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4; see --show."""
     from llm_course.training import load_config
     from llm_course.training import train as run
@@ -381,18 +411,19 @@ def train(ctx: click.Context, config: str, resume: bool, data: str, out: str, de
     if show:
         click.echo(describe_config(chosen))
         return
-    result = run(chosen, data, out, resume=resume, device=device, sampler=sample, say=speak)
+    result = run(chosen, data, out, resume=resume, init_from=init_from, device=device, sampler=sample, say=speak,
+                 command=typed_command(ctx))
     speak(table({"steps": result.steps, "tokens seen": result.tokens, "training loss": result.loss,
                  "validation loss": "none" if math.isnan(result.val_loss) else result.val_loss, "checkpoint": result.checkpoint}))
     speak(next_command("eval", ckpt=f"{out}/latest"))
 
 # %% ../nbs/99_cli.ipynb #11987b2a
 def open_checkpoint(ckpt: str, tok: str | None, device: str) -> object:
-    "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given."
+    "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given and it has one."
     from llm_course.tokenizer import Tokenizer
     from llm_course.training import load_checkpoint, pick_device
     named = Tokenizer.load(tok) if tok else None
-    checkpoint = load_checkpoint(ckpt, pick_device(device))
+    checkpoint = load_checkpoint(ckpt, pick_device(device), named)
     if named:
         checkpoint.check_tokenizer(named, tok)
     checkpoint.model.eval()
@@ -402,7 +433,8 @@ def open_checkpoint(ckpt: str, tok: str | None, device: str) -> object:
 def figures(evaluation: object) -> dict[str, object]:
     "What an evaluation found, by the names that a table shows."
     rows = {"documents": evaluation.documents, "tokens": evaluation.tokens, "bytes": evaluation.bytes,
-            "perplexity": evaluation.perplexity, "bits per byte": evaluation.bits_per_byte}
+            "perplexity": evaluation.perplexity, "byte perplexity": evaluation.byte_perplexity,
+            "word perplexity": evaluation.word_perplexity, "bits per byte": evaluation.bits_per_byte}
     if evaluation.floor_bits is not None:
         rows |= {"known entropy": evaluation.floor_bits_per_byte, "gap": f"{100 * evaluation.gap:.1f} %"}
     return rows
@@ -413,17 +445,20 @@ def figures(evaluation: object) -> dict[str, object]:
 @click.option("--ckpt", default=LATEST, help="The checkpoint's folder.")
 @click.option("--input", "source", default=VALIDATION, help="The text to measure on.")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens that each window adds.  [default: half the context]")
+@click.option("--harness", is_flag=True, help="Count as lm-evaluation-harness does: windows side by side, no end of document.")
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, help="Windows at a time; the result does not depend on it.")
 @device_option
 @reads_text
-def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, batch_size: int, device: str, documents: str,
-             errors: str) -> None:
+def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, harness: bool, batch_size: int, device: str,
+             documents: str, errors: str) -> None:
     "Measure a model on a text, in bits per byte."
     from llm_course import evaluation
     checkpoint = open_checkpoint(ckpt, tok, device)
     text = open_corpus(source, documents, errors)
+    stride = stride or (checkpoint.model.config.seq_len if harness else None)
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, text, stride=stride, batch_size=batch_size,
                                 progress=sys.stderr.isatty())
+    found = found.without_ends if harness else found
     click.echo(table({"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len} | figures(found)))
     click.echo(next_command("generate", ckpt=ckpt))
 
@@ -661,6 +696,37 @@ def chat(tok: str | None, ckpt: str, device: str, seed: int | None, **settings: 
     if refused and not keyboard:
         sys.exit(2)
 
+# %% ../nbs/99_cli.ipynb #e0990002
+EXPORTS = {"hf": "artifacts/export/hf", "gguf": "artifacts/export/model.gguf"}
+LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+@main.command()
+@click.option("--to", "form", type=click.Choice(list(EXPORTS)), default="hf",
+              help="hf: a folder to publish, with its model card.  gguf: one file, for llama.cpp and Ollama.")
+@click.option("--tok", help="The tokenizer's .model file.  [default: the checkpoint's own]")
+@click.option("--ckpt", default=LATEST, help="The checkpoint's folder.")
+@click.option("--out", help=f"Where it goes.  [default: {EXPORTS['hf']} or {EXPORTS['gguf']}]")
+@click.option("--dtype", type=click.Choice([*LONG, "q8_0"]), help="Of the weights; q8_0 in GGUF alone.  [default: f32, in GGUF f16]")
+@click.option("--input", "source", default=VALIDATION, help="hf: the text on which the figures of the card are measured.")
+@click.option("--name", help="What the model is called.  [default: as its folder]")
+@click.option("--license", help="As the Hub writes it: mit, apache-2.0, ...  [default: mit, if the text is tales]")
+@reads_text
+def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | None, source: str, documents: str, errors: str,
+           **about: str | None) -> None:
+    "Write a model for other programs: a folder to publish, or one file."
+    from llm_course import sharing
+    checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
+    if form == "gguf":
+        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, **about)]
+    else:
+        measured = source != VALIDATION or Path(source).exists()
+        click.echo(f"Measuring, for the card: {source}" if measured else f"There is no {source}: the card says that nothing was measured.")
+        text = open_corpus(source, documents, errors) if measured else None
+        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG.get(dtype or "f32", dtype), say=click.echo, **about)
+        made = sorted(folder.iterdir())
+    click.echo(table({str(path): path.stat().st_size for path in made}))
+
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
 def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:
     "A picture of training and validation loss in bits per byte, with the corpus's entropy as the floor."
@@ -713,10 +779,10 @@ def show_stories(checkpoint: object, prompt: str) -> None:
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
     from llm_course.training import load_checkpoint, load_config, pick_device, train_on_tales
-    chosen = load_config(config, overrides(ctx.args, ctx.command))
+    chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
     click.echo(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=click.echo,
-                          fresh=fresh)
+                          fresh=fresh, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
     checkpoint.model.eval()
     show_results(checkpoint, Path(root))
