@@ -398,9 +398,13 @@ def as_pickle(folder: Path) -> None:
 
 
 YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 32}
+LINEAR = {"type": "linear", "factor": 2.0}
 REFUSED = {
     "rope scaling, as version 5 writes it": (lambda folder: edited(folder, rope_parameters=YARN), "is 'yarn'"),
     "rope scaling, as version 4 writes it": (lambda folder: edited(folder, rope_parameters=None, rope_scaling=YARN), "is 'yarn'"),
+    "rope scaling, as older files write it": (lambda folder: edited(folder, rope_scaling=LINEAR), "is 'linear'"),
+    "rope scaling, for either version": (lambda folder: edited(folder, rope_scaling=YARN), "is 'yarn'"),
+    "rope scaling, as a word": (lambda folder: edited(folder, rope_scaling="yarn"), "is 'yarn'"),
     "attention bias": (lambda folder: edited(folder, attention_bias=True), "attention_bias is True"),
     "sliding window": (lambda folder: edited(folder, use_sliding_window=True, sliding_window=16), "use_sliding_window is True"),
     "another vocabulary": (lambda folder: edited(folder, vocab_size=700), "vocabulary of 700 and its tokenizer 600"),
