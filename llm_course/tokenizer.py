@@ -240,10 +240,13 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         "unk_token": special[0],
         "bos_token": special[1],
         "eos_token": special[1],
+        "pad_token": special[0],  # no text has it, so nobody takes padding for an end
+        "padding_side": "left",  # rows that are to go on must end together
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # "</s>" inside a text is text
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types, which no GPT takes
     }
     return {"tokenizer.json": _json(_fast_tokenizer(tokenizer)), "tokenizer_config.json": _json(config)}
 

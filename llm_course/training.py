@@ -521,7 +521,7 @@ def model_files(model: GPT, tokenizer: Tokenizer, dtype: torch.dtype = torch.flo
     weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
     return {"model.safetensors": save(weights, metadata={"format": "pt"}),
             "config.json": json_bytes(model.config.to_hf(eos_id=eos, dtype=dtype_name(dtype))),
-            "generation_config.json": json_bytes({"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos}),
+            "generation_config.json": json_bytes({"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": tokenizer.unk_id}),
             **huggingface_files(tokenizer),
             "tokenizer.model": tokenizer.model}
 
