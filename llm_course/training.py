@@ -1062,6 +1062,7 @@ def prepare_out(run: Run, out: Path, resume: bool, say: Callable[[str], object])
     """Make `out` ready for `run`: swept, and resumed from or cleared."""
     if run.world.leads: sweep(out)
     newest = newest_checkpoint(out)
+    if newest and run.world.leads: point_latest(newest)   # a kill may have come between a save's rename and this
     if resume and newest: resume_run(run, newest, say)
     elif resume: say(f"{out} holds no checkpoint to resume from: beginning afresh.")
     elif newest and run.world.leads: set_aside(out, say)
