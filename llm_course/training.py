@@ -14,9 +14,9 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'MAX_SKIPPED', '
            'newest_checkpoint', 'read_manifest', 'verify', 'damaged', 'check_tokenizer', 'Checkpoint',
            'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights',
            'config_changes', 'load_trainer_state', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
-           'spikes', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say', 'step_that_fits',
-           'what_fits', 'fits', 'run_steps', 'fit_time', 'train', 'train_run', 'prepare_out', 'Stages',
-           'train_on_tales']
+           'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
+           'step_that_fits', 'what_fits', 'fits', 'run_steps', 'fit_time', 'train', 'train_run', 'prepare_out',
+           'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, json, math, os, platform, re, shutil, signal, threading, time
@@ -849,6 +849,28 @@ def spikes(run: Run, loss: float) -> bool:
     run.usual_error += 0.02 * (abs(error) - run.usual_error)
     return high
 
+class LogFile:
+    """Lines at the end of a file, each whole or not there. What a full disk refuses is kept until there is room again."""
+
+    def __init__(self, path: Path) -> None:
+        self.file, self.waiting, self.failing = open(path, "ab", buffering=0), b"", False
+        self.size = self.file.tell()
+
+    def add(self, line: str) -> str | None:
+        """Write a line, and those that wait. Where that begins to fail, the sentence that says so."""
+        self.waiting += line.encode() + b"\n"
+        try:
+            os.ftruncate(self.file.fileno(), self.size)   # half a line, from the last time
+            if self.file.write(self.waiting) < len(self.waiting): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.size, self.waiting, self.failing = self.size + len(self.waiting), b"", False
+        except OSError as error:
+            first, self.failing = not self.failing, True
+            return f"{self.file.name} cannot be written: {error.strerror}. The training goes on." if first else None
+
+    def close(self) -> None:
+        """The file ends here."""
+        self.file.close()
+
 class Reporter:
     """Tells how a run goes: to log.jsonl, to a progress bar, in sentences. Silent in all processes but the first."""
 
@@ -859,7 +881,7 @@ class Reporter:
                         mininterval=0.5 if os.isatty(2) else 10, dynamic_ncols=True)
         if run.world.leads:
             self.cut_log(out / "log.jsonl")
-            self.log = open(out / "log.jsonl", "a", encoding="utf-8")
+            self.log = LogFile(out / "log.jsonl")
 
     def cut_log(self, path: Path) -> None:
         """Keep of an old log what was known when the checkpoint was saved; what came after the save will come again."""
@@ -870,12 +892,9 @@ class Reporter:
         with atomic_write(path, "w") as file: file.writelines(json.dumps(entry) + "\n" for entry in kept)
 
     def write(self, **entry: object) -> None:
-        """One line in the log, with the step in front. Where the disk is full, the run goes on without it."""
+        """One line in the log, with the step in front."""
         self.last.update(entry)
-        try:
-            if self.log: print(json.dumps({"step": self.run.step, **entry}), file=self.log, flush=True)
-        except OSError as error:
-            self.tell(f"{self.log.name} cannot be written: {error.strerror}. The training goes on.")
+        if self.log and (trouble := self.log.add(json.dumps({"step": self.run.step, **entry}))): self.tell(trouble)
 
     def stepped(self, loss: float, norm: float, seconds: float) -> None:
         """A step is done: move the bar, and now and then write a line."""
@@ -1066,6 +1085,8 @@ def prepare_out(run: Run, out: Path, resume: bool, say: Callable[[str], object])
     if resume and newest: resume_run(run, newest, say)
     elif resume: say(f"{out} holds no checkpoint to resume from: beginning afresh.")
     elif newest and run.world.leads: set_aside(out, say)
+    if len(set(run.world.gathered(run.step))) > 1:
+        raise CourseError(f"The processes do not find the same checkpoint in {out}: it must be on a disk that all of them share.")
 
 # %% ../nbs/06_training.ipynb #ef944aaf
 class Stages:
