@@ -15,11 +15,11 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'MAX_SKIPPED', '
            'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights',
            'config_changes', 'load_trainer_state', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
            'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
-           'step_that_fits', 'what_fits', 'fits', 'run_steps', 'fit_time', 'train', 'train_run', 'prepare_out',
-           'Stages', 'train_on_tales']
+           'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train',
+           'train_run', 'prepare_out', 'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
-import ctypes, errno, gc, json, math, os, platform, re, shutil, signal, threading, time
+import ctypes, errno, gc, json, math, os, platform, re, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -1006,6 +1006,26 @@ def fits(run: Run, size: int) -> bool:
         run.model.zero_grad()
 
 # %% ../nbs/06_training.ipynb #a651181c
+def rehearse(run: Run) -> None:
+    """A backward pass that does not count: after the first one, DistributedDataParallel lays out its buckets anew.
+
+    Among three and more processes the layout decides in which order gradients are added up: it must not change on a resume."""
+    accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast)
+    run.model.zero_grad()
+
+@contextmanager
+def lost_process(run: Run, out: Path) -> Iterator[None]:
+    """Within it, the end of another process of the run is one sentence on stderr, said while signals wait, and exit status 1."""
+    try:
+        yield
+    except RuntimeError as error:
+        if run.world.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)): raise
+        if run.world.rank < 2:   # the first process may be the one that is gone
+            with tqdm.external_write_mode():
+                print(f"Another process of this run has ended, so process {run.world.rank} stops at step {run.step:,}. The newest checkpoint is"
+                      f" {newest_checkpoint(out) or 'none'}: --resume goes on from there.", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
 def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, started: float, signals: list[int]) -> None:
     """The loop: step after step up to the last, saving first and looking at the result afterwards. A signal ends it early."""
     training, first = run.config.training, run.step
@@ -1014,6 +1034,7 @@ def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, 
                        precision=dtype_name(run.precision), processes=run.world.size)
     else:
         look(run, reporter, sampler)   # the save came before these, so they may be missing
+    if run.world.size > 1: rehearse(run)
     fits_time = training.max_minutes > 0 and run.max_steps == training.max_steps   # a resumed run keeps its cut
     timed, look_again = time.perf_counter(), first + TIMED_STEPS
     while run.step < run.max_steps:
@@ -1071,7 +1092,7 @@ def train_run(run: Run, out: Path, resume: bool, progress: bool, sampler: Sample
     """Train a run that has been started, to its end; `started` is when, on the clock of time.perf_counter."""
     with claimed(out) if run.world.leads else nullcontext():
         prepare_out(run, out, resume, say)
-        with closing(Reporter(run, out, progress, say)) as reporter, noted_signals() as signals:
+        with closing(Reporter(run, out, progress, say)) as reporter, noted_signals() as signals, lost_process(run, out):
             run_steps(run, out, reporter, sampler, started, signals)
     last = reporter.last
     return Result(newest_checkpoint(out), run.step, facts(run)["tokens"], last.get("loss", math.nan), last.get("val_loss", math.nan),
