@@ -9,9 +9,9 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'MAX_SKIPPED', '
            'kind_of', 'make_optimizers', 'learning_rate', 'accumulate', 'pick_device', 'pick_precision', 'keep_memory',
            'World', 'joined_world', 'Run', 'open_shards', 'start_run', 'wrapped', 'describe', 'silent', 'dtype_name',
            'train_step', 'next_batch', 'validate', 'first_not_finite', 'fault', 'checkpoint_files', 'model_files',
-           'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'sealed',
-           'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune', 'point_latest', 'remove', 'step_folders',
-           'newest_checkpoint', 'read_manifest', 'verify', 'damaged', 'check_tokenizer', 'Checkpoint',
+           'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'make_manifest',
+           'facts', 'machine', 'save_checkpoint', 'prune', 'point_latest', 'remove', 'step_folders',
+           'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged', 'check_tokenizer', 'Checkpoint',
            'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights',
            'config_changes', 'load_trainer_state', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
            'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
@@ -42,7 +42,7 @@ from tqdm import tqdm
 from .corpus import (Corpus, CourseError, atomic_write, did_you_mean, file_sha256, sync_folder, write_tales,
                                write_tales_corpus)
 from .gpt import GPT, ModelConfig
-from .packing import Shards, batch_indices, get_batch, write_shards
+from .packing import Shards, batch_indices, get_batch, sealed, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
 # %% ../nbs/06_training.ipynb #7ac45e17
@@ -385,8 +385,10 @@ class Run:
         """Whether something that happens `every` so many steps, and at the end, happens after this one."""
         return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
-def open_shards(folder: str | Path, seq_len: int) -> tuple[Tokenizer, Shards, Shards | None]:
-    """The tokenizer, the training and the validation sequences of a folder of shards, which must belong together."""
+def open_shards(folder: str | Path, seq_len: int, verify: bool = True) -> tuple[Tokenizer, Shards, Shards | None]:
+    """The tokenizer, the training and the validation sequences of a folder of shards, which must belong together.
+
+    Unless `verify` is False, every byte is read first, to see that it is the one that was written."""
     train = Shards(folder, "train", seq_len=seq_len)
     if len(train) == 0:
         raise CourseError(f"{folder} has {train.tokens:,} tokens to train on, and one sequence needs {seq_len + 1:,}:"
@@ -394,16 +396,18 @@ def open_shards(folder: str | Path, seq_len: int) -> tuple[Tokenizer, Shards, Sh
     tokenizer = Tokenizer.load(folder)
     train.manifest.check_tokenizer(tokenizer)
     val = Shards(folder, "val", seq_len=seq_len)
+    for split in (train, val) if verify else (): split.verify()
     if len(val) == 0 and val.tokens > 1: val = Shards(folder, "val", seq_len=val.tokens - 1)
     return tokenizer, train, val if len(val) else None
 
 def start_run(config: Config, shards: str | Path, device: torch.device, world: World = World(),
-              say: Callable[[str], object] = print, init_from: str | Path | None = None, command: str | None = None) -> Run:
+              say: Callable[[str], object] = print, init_from: str | Path | None = None, command: str | None = None,
+              verify: bool = True) -> Run:
     """A Run at step 0: the model drawn from the seed, its optimizer, its data. The shards' tokenizer decides the vocabulary.
 
     init_from: a checkpoint, or a model that another program saved; its shape and its weights are what the run begins with."""
-    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len)
-    first = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer)
+    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify)
+    first = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer, verify=verify)
     if first:
         first.check_tokenizer(tokenizer, f"The tokenizer of {shards}")
         config = replace(config, model=replace(first.config.model, seq_len=config.model.seq_len))
@@ -571,11 +575,6 @@ def sweep(out: Path) -> None:
         shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 # %% ../nbs/06_training.ipynb #8dafea6c
-def sealed(manifest: dict) -> dict:
-    """`manifest` with the sha256 of all its other entries."""
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return {**rest, "sha256": sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
 def make_manifest(run: Run, contents: Mapping[str, bytes | memoryview]) -> dict:
     """What a checkpoint says about itself: its step, its config, its run, and size and sha256 of each of its files."""
     seals = {name: {"size": len(data), "sha256": sha256(data).hexdigest()} for name, data in contents.items()}
@@ -637,7 +636,7 @@ def newest_checkpoint(out: str | Path) -> Path | None:
     return (step_folders(out) or [None])[-1]
 
 # %% ../nbs/06_training.ipynb #c9c39ec2
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path, verify: bool = True) -> dict:
     """The manifest of a checkpoint, once every file named in it has the size and the sha256 that it had when it was saved."""
     if not (folder / "manifest.json").is_file():
         raise CourseError(f"{folder} is no checkpoint: it has no manifest.json.")
@@ -646,10 +645,10 @@ def read_manifest(folder: Path) -> dict:
     if manifest.get("format") != FORMAT:
         raise CourseError(f"{folder} was saved by another version of this package: move it away, and train again.")
     if not {"step", "config", "run", "files"} <= manifest.keys(): raise damaged(folder / "manifest.json")
-    for name in CHECKPOINT_FILES: verify(folder / name, manifest["files"])
+    for name in CHECKPOINT_FILES if verify else (): verify_file(folder / name, manifest["files"])
     return manifest
 
-def verify(path: Path, seals: Mapping[str, Mapping]) -> None:
+def verify_file(path: Path, seals: Mapping[str, Mapping]) -> None:
     """CourseError unless the file has the size and the sha256 that `seals` has for its name."""
     try:
         found = {"size": path.stat().st_size, "sha256": file_sha256(path)}
@@ -697,17 +696,18 @@ def from_elsewhere(folder: Path) -> bool:
     """Whether another program saved the model in `folder`: it has a config.json, and nothing that is ours alone."""
     return (folder / "config.json").is_file() and not any((folder / ours).exists() for ours in ("manifest.json", "trainer.pt"))
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokenizer: Tokenizer | None = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokenizer: Tokenizer | None = None,
+                    verify: bool = True) -> Checkpoint:
     """The checkpoint at `path`: the folder of a step or of a run, or `latest`; or the folder of a Qwen3 model from elsewhere.
 
-    Every byte of ours is verified first: CourseError names the file that is missing or wrong. Weights from elsewhere, of any
+    Every byte of ours is verified first, unless `verify` is False: CourseError names the file that is missing or wrong. Weights from elsewhere, of any
     precision, become fp32; their tokenizer is the folder's tokenizer.model or, where there is none, `tokenizer`."""
     folder = find_checkpoint(path)
     if from_elsewhere(folder):
         config, step = Config(ModelConfig.from_hf(read_json(folder / "config.json")), TrainingConfig()), 0
         tokenizer = tokenizer_of(folder, tokenizer, config.model.vocab_size)
     else:
-        manifest = read_manifest(folder)
+        manifest = read_manifest(folder, verify)
         config, step = make_config(manifest["config"], f"{folder}/manifest.json"), manifest["step"]
         tokenizer = Tokenizer.load(folder)
     model = GPT(config.model)
@@ -1072,19 +1072,20 @@ def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
 
 def train(config: Config, shards: str | Path = "data/shards", out: str | Path = "artifacts/checkpoints", *, resume: bool = False,
           init_from: str | Path | None = None, device: str = "auto", progress: bool = True, sampler: Sampler | None = None,
-          say: Callable[[str], object] = print, command: str | None = None) -> Result:
+          say: Callable[[str], object] = print, command: str | None = None, verify: bool = True) -> Result:
     """Train a model on a folder of shards, with checkpoints and log.jsonl in `out`.
 
     resume: go on from the newest checkpoint in `out`, or begin where there is none. Without it an earlier run in `out` is
     moved aside. init_from: begin with the shape and the weights of a checkpoint, or of a Qwen3 model from elsewhere.
-    sampler(model, tokenizer) writes the samples of text. command: what the user typed, for the record. Under torchrun all
-    processes train one model. CourseError for whatever the caller can mend."""
+    sampler(model, tokenizer) writes the samples of text. command: what the user typed, for the record. verify: whether to read
+    every byte of the shards first, to see that none has changed. Under torchrun all processes train one model. CourseError for whatever the caller can mend."""
     started, out, where = time.perf_counter(), Path(out), pick_device(device)
     if where.type == "cpu": keep_memory()
     if init_from and resume: init_from = newest_checkpoint(out) or init_from   # it has that shape, and may outlive that model
     with joined_world(where) as world:
         say = say if world.leads else silent
-        return train_run(start_run(config, shards, where, world, say, init_from, command), out, resume, progress, sampler, say, started)
+        return train_run(start_run(config, shards, where, world, say, init_from, command, verify), out, resume, progress, sampler,
+                         say, started)
 
 # %% ../nbs/06_training.ipynb #bc461769
 def train_run(run: Run, out: Path, resume: bool, progress: bool, sampler: Sampler | None, say: Callable[[str], object],
