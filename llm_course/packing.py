@@ -111,7 +111,7 @@ class Manifest:
     def save(self, folder: str | Path) -> None:
         """Write `manifest.json`."""
         with atomic_write(Path(folder) / "manifest.json") as file:
-            file.write(json.dumps(sealed(asdict(self)), indent=1).encode() + b"\n")
+            file.write(_as_file(sealed(asdict(self))))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Manifest":
@@ -119,14 +119,14 @@ class Manifest:
         path = Path(folder) / "manifest.json"
         _restore(Path(folder))
         try:
-            raw = json.loads(path.read_bytes())
-            if sealed(raw) != raw:
+            raw = json.loads(written := path.read_bytes())
+            if sealed(raw) != raw or _as_file(raw) != written:
                 raise ValueError("it is not as it was written")
             splits = {split: tuple(_record(Shard, shard, path) for shard in shards) for split, shards in raw["splits"].items()}
             return _record(cls, raw | {"splits": splits}, path)
         except (FileNotFoundError, NotADirectoryError):
             raise CourseError(f"No shards in {folder} (it has no manifest.json); `llm-course prepare` makes them.") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CourseError(f"{path} is not a manifest of shards ({error!r}); `llm-course prepare` writes it anew.") from None
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -140,6 +140,10 @@ def sealed(record: dict) -> dict:
     """`record` with the sha256 of all its other entries: a change of any of them shows."""
     rest = {key: value for key, value in record.items() if key != "sha256"}
     return {**rest, "sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def _as_file(record: dict) -> bytes:
+    return json.dumps(record, indent=1).encode() + b"\n"
 
 
 def _record(cls: type, raw: dict, path: Path):
@@ -420,12 +424,14 @@ class Shards:
 
     def verify(self) -> None:
         """`CourseError` that names the first file whose bytes are not those that were written; reads everything."""
+        sums = {"tokenizer.model": self.manifest.tokenizer_sha256}
         for shard in self.shards:
-            sums = {".bin": shard.sha256, ".idx": shard.idx_sha256, ".bin.index": shard.index_sha256}
-            for path, written in ((self.folder / f"{shard.name}{ending}", sums[ending]) for ending in sums):
-                if not path.is_file() or file_sha256(path) != written:
-                    what = "damaged: it is not what the manifest says" if path.exists() else "missing"
-                    raise CourseError(f"{path} is {what}; copy it again, or run `llm-course prepare`.")
+            endings = {".bin": shard.sha256, ".idx": shard.idx_sha256, ".bin.index": shard.index_sha256}
+            sums |= {f"{shard.name}{ending}": written for ending, written in endings.items()}
+        for path, written in ((self.folder / name, written) for name, written in sums.items()):
+            if not path.is_file() or file_sha256(path) != written:
+                what = "damaged: it is not what the manifest says" if path.exists() else "missing"
+                raise CourseError(f"{path} is {what}; copy it again, or run `llm-course prepare`.")
 
 # %% ../nbs/03_packing.ipynb #257ee6d5
 def _mix(x: np.ndarray) -> np.ndarray:
