@@ -16,14 +16,14 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'KINDS', 'PARTS', 'MAX_SKIPPED', '
            'read_weights', 'check_size', 'weight_files', 'config_changes', 'load_trainer_state', 'fits_run',
            'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter',
            'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits',
-           'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train', 'train_run', 'prepare_out', 'Stages',
-           'train_on_tales']
+           'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out',
+           'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, json, math, os, platform, re, shutil, signal, sys, threading, time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
@@ -362,7 +362,8 @@ class Run:
     precision: torch.dtype
     world: World
     max_steps: int                       # as in the config, or what max_minutes leaves of it
-    command: str | None = None           # what the user typed to start it, for the record
+    commands: list[str] = field(default_factory=list)   # what was typed to start it, and to go on in another way
+    origin: dict[str, str | None] | None = None   # what its weights began as, if not at random: name and sha256
     step: int = 0                        # steps done
     skipped: int = 0                     # of them, those whose loss or gradient was no number: nothing was learned
     in_a_row: int = 0                    # skipped ones since the last that was not
@@ -410,11 +411,12 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
 
     init_from: a checkpoint, or a model that another program saved; its shape and its weights are what the run begins with."""
     tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify)
-    first = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer, verify=verify)
+    first, origin = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer, verify=verify), None
     if first:
         first.check_tokenizer(tokenizer, f"The tokenizer of {shards}")
         config = replace(config, model=replace(first.config.model, seq_len=config.model.seq_len))
-        say(f"The model begins as {first.path}: its shape and its weights.")
+        weights = first.path / "model.safetensors"
+        origin = {"name": first.path.resolve().name, "sha256": file_sha256(weights) if weights.is_file() else None}
     if config.training.batch_size % world.size:
         raise CourseError(f"batch_size is {config.training.batch_size}: it must be a multiple of the {world.size} processes.")
     if config.model.vocab_size != tokenizer.vocab_size:
@@ -428,7 +430,7 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
     precision, reason = pick_precision(config.training.precision, device)
     run = Run(config, model, make_optimizers(model, config.training, precision), wrapped(model, config.training, world), tokenizer,
-              train_shards, val_shards, device, precision, world, config.training.max_steps, command)
+              train_shards, val_shards, device, precision, world, config.training.max_steps, [command] if command else [], origin)
     say(describe(run, reason))
     return run
 
@@ -516,7 +518,7 @@ def fault(run: Run, last_good: Path | None) -> CourseError:
 # %% ../nbs/06_training.ipynb #a9fa8be8
 CHECKPOINT_FILES = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                     "tokenizer.model", "trainer.pt")
-FORMAT = "llm_course checkpoint 2"
+FORMAT = "llm_course checkpoint 3"
 
 def checkpoint_files(run: Run) -> dict[str, bytes | memoryview]:
     """All files of a checkpoint but the manifest: the model as other programs know it, and what resuming needs."""
@@ -589,7 +591,7 @@ def facts(run: Run) -> dict:
     splits = run.shards.manifest.splits.items()
     data = {split: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")} for split, shards in splits}
     seen = run.step * run.config.training.batch_size * run.config.model.seq_len
-    return {"command": run.command, "data": data, "tokens": seen, "parameters": run.config.model.n_params, "machine": machine(run)}
+    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": seen, "parameters": run.config.model.n_params, "machine": machine(run)}
 
 def machine(run: Run) -> dict[str, object]:
     """All around a run that can change the last bits of a sum: where one of these differs, a resumed run is not the same to the bit."""
@@ -698,6 +700,7 @@ def find_checkpoint(path: str | Path) -> Path:
     found = newest_checkpoint(path.parent if path.name == "latest" else path)
     if found: return found
     if path.is_dir() and any(path.iterdir()): raise CourseError(f"{path} is no checkpoint: it has no manifest.json.")
+    if path.is_file(): raise CourseError(f"{path} is a file: give the folder of a checkpoint.")
     raise CourseError(f"There is no checkpoint at {path}: `llm-course train` makes one.")
 
 def from_elsewhere(folder: Path) -> bool:
@@ -821,6 +824,8 @@ def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> 
     if not sound: raise damaged(folder / "trainer.pt")
     for optimizer, saved in zip(run.optimizers, state["optimizers"]):   # what it remembers; the settings are the config's
         optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    run.origin, before = manifest["run"]["init_from"], manifest["run"]["commands"]
+    run.commands = before + [command for command in run.commands if command not in before[-1:]]
     for name in COUNTS:
         if name != "max_steps" or not {"max_steps", "max_minutes"} & changes.keys(): setattr(run, name, state[name])
     torch.set_rng_state(state["random"]["cpu"])
@@ -1012,7 +1017,7 @@ def noted_signals() -> Iterator[list[int]]:
 
 def stop_early(run: Run, reporter: "Reporter", number: int) -> None:
     """End the run as the signal asks, once its step is saved."""
-    how = f"`{run.command} --resume`" if run.command else "resume=True"
+    how = f"`{run.commands[-1]} --resume`" if run.commands else "resume=True"
     reporter.tell(told := f"Stopped after step {run.step:,}, which is saved; {how} goes on from there.")
     raise KeyboardInterrupt(told) if number == signal.SIGINT else SystemExit(128 + number)
 
@@ -1131,7 +1136,7 @@ def train(config: Config, shards: str | Path = "data/shards", out: str | Path = 
     every byte of the shards first, to see that none has changed. Under torchrun all processes train one model. CourseError for whatever the caller can mend."""
     started, out, where = time.perf_counter(), Path(out), pick_device(device)
     if where.type == "cpu": keep_memory()
-    if init_from and resume: init_from = newest_checkpoint(out) or init_from   # it has that shape, and may outlive that model
+    if resume and (newest := newest_checkpoint(out)) and (init_from or began_elsewhere(newest)): init_from = newest   # for its shape
     with joined_world(where) as world:
         say = say if world.leads else silent
         return train_run(start_run(config, shards, where, world, say, init_from, command, verify), out, resume, progress, sampler,
@@ -1149,6 +1154,11 @@ def train_run(run: Run, out: Path, resume: bool, progress: bool, sampler: Sample
     return Result(newest_checkpoint(out), run.step, facts(run)["tokens"], last.get("loss", math.nan), last.get("val_loss", math.nan),
                   time.perf_counter() - started)
 
+def began_elsewhere(folder: Path) -> bool:
+    """Whether the run that saved a checkpoint began with the weights of another model, so that no config has its shape."""
+    with suppress(CourseError, LookupError, TypeError): return read_json(folder / "manifest.json")["run"]["init_from"] is not None
+    return False
+
 def prepare_out(run: Run, out: Path, resume: bool, say: Callable[[str], object]) -> None:
     """Make `out` ready for `run`: swept, and resumed from or cleared."""
     if run.world.leads: sweep(out)
@@ -1157,6 +1167,8 @@ def prepare_out(run: Run, out: Path, resume: bool, say: Callable[[str], object])
     if resume and newest: resume_run(run, newest, say)
     elif resume: say(f"{out} holds no checkpoint to resume from: beginning afresh.")
     elif newest and run.world.leads: set_aside(out, say)
+    if run.origin and run.step == 0:
+        say(f"The model begins as {run.origin['name']}: its shape and its weights, with a context of {run.config.model.seq_len:,}.")
     if len(set(run.world.gathered(run.step))) > 1:
         raise CourseError(f"The processes do not find the same checkpoint in {out}: it must be on a disk that all of them share.")
 
