@@ -203,7 +203,7 @@ def loss_and_gradient(model: GPT, ids: torch.Tensor, bf16: bool = False) -> tupl
     with torch.autocast(ids.device.type, torch.bfloat16) if bf16 else nullcontext():
         loss = model(ids[:, :-1], ids[:, 1:])
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
+    return loss.item(), torch.cat([(p * 0 if p.grad is None else p.grad).detach().flatten().cpu() for p in model.parameters()])
 
 
 @torch.no_grad()
@@ -367,13 +367,13 @@ def processor_name() -> str:
 
 def check_processors(places: Places) -> Iterator[Finding]:
     "Threads against the processors that this process may use."
-    n, used = usable_processors(), torch.get_num_threads()
+    n, used, asked = usable_processors(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "")
     there = f"{processor_name()}, {n} of {os.cpu_count()} processors are ours"
     command = set_variable("OMP_NUM_THREADS", n)
-    if used > n:
-        what = f"{there}, and torch computes with {used} threads, which wait for each other."
-        yield Finding("processors", "wrong", what, command)
-    elif used < n and "OMP_NUM_THREADS" in os.environ:
+    if (most := max(used, int(asked) if asked.isdecimal() else 0)) > n:  # newer torch starts fewer than it is asked for
+        whose = f"OMP_NUM_THREADS asks for {most}" if most > used else f"torch computes with {used}"
+        yield Finding("processors", "wrong", f"{there}, and {whose} threads, which would wait for each other.", command)
+    elif used < n and asked:
         yield Finding("processors", "note", f"{there}, and OMP_NUM_THREADS lets torch use {used}.", command)
     else:
         yield Finding("processors", "fine", f"{there}; torch computes with {used} threads.")
@@ -859,8 +859,8 @@ def examine(
     Takes less than a minute on two processors: what cannot be read in `seconds` is left out, and said.
     An error is a finding, too."""
     places, found = Places(str(data), str(checkpoints), str(tokenizer), seconds), []
-    for check in checks:
-        for finding in guarded(check, places):
+    with torch.random.fork_rng(devices=[]):  # a model that is loaded draws weights first
+        for finding in (finding for check in checks for finding in guarded(check, places)):
             found.append(finding)
             say(str(finding))
     count = {state: sum(finding.state == state for finding in found) for state in ("fine", "note", "wrong")}
