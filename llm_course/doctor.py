@@ -6,12 +6,12 @@
 __all__ = ['TINY', 'CHECKS', 'groups', 'limits', 'usable_processors', 'threads', 'physical_memory', 'memory', 'matmul_rate',
            'plain_attention', 'plain_norm', 'plain_turn', 'plain_loss', 'plain_weights', 'patient', 'Way',
            'loss_and_gradient', 'loss_with_cache', 'attention_error', 'slope_error', 'ways_on_cpu', 'ways_on', 'shell',
-           'python', 'set_variable', 'requirements', 'torch_wanted', 'within', 'Finding', 'Places', 'check_packages',
-           'processor_name', 'check_processors', 'process_limit', 'check_memory', 'check_gpu', 'nvidia_gpus',
-           'check_precision', 'check_compile', 'check_numbers', 'Allowance', 'existing', 'aside', 'all_characters',
-           'first_lost', 'loaded', 'tokenizer_paths', 'tokenizers', 'manifest_of', 'corpus_of', 'restore_tokenizer',
-           'learn_again', 'prepare_again', 'check_tokenizer', 'check_index', 'verify_shards', 'check_shards',
-           'check_checkpoints', 'check_latest', 'check_log', 'try_folder', 'let_write', 'what_is_large',
+           'python', 'literal', 'set_variable', 'requirements', 'torch_wanted', 'within', 'Finding', 'Places',
+           'check_packages', 'processor_name', 'check_processors', 'process_limit', 'check_memory', 'check_gpu',
+           'nvidia_gpus', 'check_precision', 'check_compile', 'check_numbers', 'Allowance', 'existing', 'aside',
+           'all_characters', 'first_lost', 'loaded', 'tokenizer_paths', 'tokenizers', 'manifest_of', 'corpus_of',
+           'restore_tokenizer', 'learn_again', 'prepare_again', 'check_tokenizer', 'check_index', 'verify_shards',
+           'check_shards', 'check_checkpoints', 'check_latest', 'check_log', 'try_folder', 'let_write', 'what_is_large',
            'check_folders', 'folder_faults', 'mount_point', 'check_disk', 'check_clock', 'guarded', 'examine']
 
 # %% ../nbs/10_doctor.ipynb #d0688ace
@@ -266,13 +266,18 @@ def shell(*words: object) -> str:
     "Words as one command: for a POSIX shell, or for PowerShell on Windows."
     if os.name == "posix":
         return shlex.join(map(str, words))
-    return " ".join(word if re.fullmatch(r"[\w./:\\=-]+", word) else f"'{word}'" for word in map(str, words))
+    return " ".join(word if re.fullmatch(r"[\w./:\\=-]+", word) else f'"{word}"' for word in map(str, words))
 
 
 def python(*words: object) -> str:
     "A command for the Python that runs now."
     found = shutil.which("python")
     return shell("python" if found and Path(found) == Path(sys.executable) else sys.executable, *words)
+
+
+def literal(path: str | Path) -> str:
+    "A path as Python code, in the quotes that `shell` does not use."
+    return json.dumps(str(path), ensure_ascii=False) if os.name == "posix" else repr(str(path))
 
 
 def set_variable(name: str, value: object) -> str:
@@ -444,9 +449,11 @@ def check_precision(places: Places) -> Iterator[Finding]:
     "bf16, measured beside what the flags promise."
     device = pick_device("auto")
     n = 1024 if device.type == "cpu" else 4096
-    fp32, bf16 = (matmul_rate(n, dtype, device, seconds=0.3) for dtype in (torch.float32, torch.bfloat16))
+    with threads(1):  # with more, a busy neighbour would decide
+        fp32, bf16 = (matmul_rate(n, dtype, device, seconds=0.3) for dtype in (torch.float32, torch.bfloat16))
     picked, reason = pick_precision("auto", device)
-    what = f"{fp32 / 1e9:,.0f} billion operations a second in fp32, {bf16 / 1e9:,.0f} in bf16"
+    alone = " on one thread" if device.type == "cpu" else ""
+    what = f"{fp32 / 1e9:,.0f} billion operations a second in fp32{alone}, {bf16 / 1e9:,.0f} in bf16"
     if picked == torch.bfloat16 and bf16 < fp32:
         yield Finding("bf16", "wrong", f"{what}, although {reason}: bf16 is slower here.", "llm-course train --precision fp32")
     elif picked == torch.float32 and bf16 > 1.5 * fp32:
@@ -591,7 +598,7 @@ def corpus_of(places: Places) -> str | Path:
 
 def restore_tokenizer(source: Path, target: str | Path) -> str:
     "The command that puts a tokenizer where another one is, or none."
-    return python("-c", f"from llm_course.tokenizer import Tokenizer; Tokenizer.load({str(source)!r}).save({str(target)!r})")
+    return python("-c", f"from llm_course.tokenizer import Tokenizer; Tokenizer.load({literal(source)}).save({literal(target)})")
 
 
 def learn_again(places: Places) -> str:
@@ -712,7 +719,7 @@ def check_checkpoints(places: Places) -> Iterator[Finding]:
 
 def check_latest(latest: Path, newest: Path) -> Finding:
     "`latest`, a link or a copy, is the newest sound checkpoint."
-    mend = f'from pathlib import Path; from llm_course.training import point_latest; point_latest(Path({str(newest)!r}))'
+    mend = f"from pathlib import Path; from llm_course.training import point_latest; point_latest(Path({literal(newest)}))"
     named = latest.readlink().name if latest.is_symlink() else None
     if latest.is_dir() and not latest.is_symlink():
         with suppress(CourseError, KeyError):
