@@ -695,7 +695,7 @@ class Checkpoint:
 def find_checkpoint(path: str | Path) -> Path:
     """The folder of a checkpoint, given itself, `latest`, or the folder of a whole run; or a model that another program saved."""
     path = Path(path)
-    if path.is_symlink(): path = path.parent / path.readlink()
+    if path.is_symlink() and path.exists(): path = path.parent / path.readlink()
     if (path / "manifest.json").is_file() or from_elsewhere(path): return path
     found = newest_checkpoint(path.parent if path.name == "latest" else path)
     if found: return found
@@ -722,7 +722,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
         config, step = make_config(manifest["config"], f"{folder}/manifest.json"), manifest["step"]
         tokenizer = Tokenizer.load(folder)
     check_size(config.model, folder)
-    model = GPT(config.model)
+    with torch.random.fork_rng(devices=[]): model = GPT(config.model)   # the caller's random numbers stay the caller's
     load_weights(model, folder)
     return Checkpoint(model.to(device).eval(), tokenizer, config, step, folder)
 
@@ -893,7 +893,7 @@ def read_log(path: str | Path) -> list[dict]:
                 raise ValueError(f"line {number} has no step, or a loss that is no number")
         return entries
     except (OSError, ValueError, RecursionError) as error:
-        raise CourseError(f"{path} cannot be read as a log: {error}.") from error
+        raise CourseError(f"{path} cannot be read as a log: {error}. Move it away, to go on without it.") from error
 
 # %% ../nbs/06_training.ipynb #5f040364
 def spikes(run: Run, loss: float) -> bool:
