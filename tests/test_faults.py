@@ -1,8 +1,15 @@
 """Faults of disks, memory and networks, really injected: what was saved stays sound, and one sentence says what happened."""
+import contextlib
 import hashlib
 import os
 import random
+import re
+import shlex
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import Outcome, course, fine, snapshot
+from running import PATIENCE, ROOT, running
 
 from llm_course.corpus import CourseError, atomic_write, download
+from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
 
 # Downloads, from a server on this machine that does what it is told
 
@@ -185,3 +195,267 @@ def test_a_pipe_is_not_replaced(behind_a_link, scripted, tmp_path):
     with pytest.raises(CourseError, match="a device, a pipe"):
         download(scripted(whole())[0], named, SHA)
     assert stat.S_ISFIFO(place.stat().st_mode) and sorted(os.listdir(tmp_path)) == (["link", "pipe"] if behind_a_link else ["pipe"])
+
+
+# Disks
+
+class Disk:
+    "A small disk of its own, in a mount namespace: `path` is its folder as the commands see it, `seen` the same from out here."
+
+    def __init__(self, path: Path, options: str) -> None:
+        self.path = path
+        script = f"mount -t tmpfs -o {options} none {shlex.quote(str(path))} && echo ready && exec sleep 600"
+        for flags in ("-rm", "-m"):
+            self.holder = subprocess.Popen(["unshare", flags, "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            if self.holder.stdout.readline():
+                break
+            self.holder.wait()
+        else:
+            pytest.skip("this system lets nobody mount a small disk in a namespace")
+        user = ["-U", "--preserve-credentials"] if flags == "-rm" else []
+        home = ["sh", "-c", 'cd "$0" && exec "$@"', str(path)]  # a process that enters stands in / at first
+        self.inside = ["nsenter", "-t", str(self.holder.pid), *user, "-m", *home]
+        self.seen = Path(f"/proc/{self.holder.pid}/root{path}")
+
+    def fill(self, leave: int = 0) -> None:
+        "Take all room but `leave` bytes."
+        with open(self.seen / "ballast", "ab", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(1 << 16 if self.free() >= 1 << 16 else 4096))
+        os.truncate(self.seen / "ballast", (self.seen / "ballast").stat().st_size - leave)
+
+    def free(self) -> int:
+        "Bytes of room."
+        return os.statvfs(self.seen).f_bavail * os.statvfs(self.seen).f_frsize
+
+    def make_room(self) -> None:
+        "Give all of it back."
+        (self.seen / "ballast").unlink()
+
+    def mount(self, *how: str) -> None:
+        "Mount the disk anew, somewhere or somehow."
+        subprocess.run([*self.inside, "mount", *how], check=True)
+
+    def course(self, *args: object) -> Outcome:
+        "A stage, from beginning to end, with the disk as its working folder."
+        done = subprocess.run([*self.inside, sys.executable, "-m", "llm_course", *map(str, args)], capture_output=True, text=True,
+                              timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
+    "A function that mounts a disk with the options of a tmpfs."
+    if not (shutil.which("unshare") and shutil.which("nsenter")):
+        pytest.skip("this system has no namespaces")
+    disks = []
+
+    def mounted(options: str) -> Disk:
+        (tmp_path / "disk").mkdir()
+        disks.append(Disk(tmp_path / "disk", options))
+        return disks[0]
+
+    yield mounted
+    for each in disks:
+        each.holder.kill()
+        each.holder.wait()
+
+
+def endless(trained: Path, out: Path, *more: object) -> list:
+    "`train` with small steps and many saves, which will not end by itself."
+    return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32", "--max_steps", 10**6,
+            "--batch_size", 2, "--seq_len", 16, "--save_every", 4, "--eval_every", 8, "--eval_sequences", 2, "--sample_every", 16,
+            "--log_every", 1, *more]
+
+
+def steps(out: Path) -> int:
+    "The step of the newest checkpoint."
+    return int((newest_checkpoint(out) or Path("step-0")).name[5:])
+
+
+def sound(out: Path) -> int:
+    "Load every checkpoint and read the log; how many there are."
+    read_log(out)
+    return sound_checkpoints(out)
+
+
+def sound_checkpoints(out: Path) -> int:
+    "Load every checkpoint; how many there are."
+    return len([load_checkpoint(folder) for folder in step_folders(out)])
+
+
+def test_a_full_disk_in_the_middle_of_a_run(trained, disk, tmp_path):
+    "The save that fails is said, the old ones stand, the run goes on, and saves again when there is room; then it resumes."
+    small = disk("size=12m")
+    out = small.seen / "out"
+    with running(*endless(trained, small.path / "out"), cwd=tmp_path, wrap=small.inside) as run:
+        run.until(lambda: steps(out) >= 8)
+        small.fill(leave=600_000)  # of one checkpoint's 1.5 MB
+        told = run.until(r"(.*step-\d+) cannot be written: No space left on device\. What was saved before is untouched\. The training goes on")
+        stuck = steps(out)
+        run.until(lambda: run.told.count("The training goes on") > 20)  # long enough for the log to fail, too
+        assert steps(out) == stuck and sound_checkpoints(out)
+        assert str(small.path / "out") in told[1] and not list(out.glob(".*.tmp")), run.told
+        small.make_room()
+        run.until(lambda: steps(out) > stuck + 8)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+        assert "Traceback" not in run.told
+    assert sound(out) >= 2 and os.readlink(out / "latest") == newest_checkpoint(out).name
+    last = steps(out)
+    done = small.course(*endless(trained, small.path / "out", "--resume", "--max_steps", last + 2))
+    assert done.code == 0 and steps(out) == last + 2, done.err
+
+
+def test_a_disk_that_is_full_to_the_last_byte(trained, disk, tmp_path):
+    "Then the log cannot be written either. The run goes on, and when there is room again, the log is whole, without a torn line."
+    small = disk("size=12m")
+    out = small.seen / "out"
+    with running(*endless(trained, small.path / "out"), cwd=tmp_path, wrap=small.inside) as run:
+        run.until(lambda: steps(out) >= 8)
+        small.fill()
+        run.until(r"log\.jsonl cannot be written: No space left on device\. The training goes on")
+        run.until(lambda: run.told.count("step-") > 100)  # several buffers full
+        small.make_room()
+        stuck = steps(out)
+        run.until(lambda: steps(out) > stuck + 8)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+    assert "Traceback" not in run.told and sound(out) >= 2
+    logged = [entry["step"] for entry in read_log(out) if "loss" in entry]
+    assert logged == list(range(1, steps(out) + 1)), "lines are missing"
+    assert run.told.count("log.jsonl cannot be written") < 20, "said again and again"
+
+
+def test_a_disk_that_stays_full(trained, disk, tmp_path):
+    "A run whose last save fails ends with one line and status 2; so does one that is stopped; the old checkpoint is there to go on from."
+    small = disk("size=12m")
+    out = small.seen / "out"
+    command = endless(trained, small.path / "out", "--max_steps", 100, "--save_every", 50, "--eval_every", 0, "--sample_every", 0)
+    with running(*command, cwd=tmp_path, wrap=small.inside) as run:
+        run.until(lambda: steps(out) == 50)
+        small.fill()
+        assert run.end() == 2, run.told
+    assert re.search(r"llm-course train: .*step-000100 cannot be written: No space left on device\.", run.lines[-1]), run.told
+    assert "Traceback" not in run.told and steps(out) == 50 and sound_checkpoints(out) == 1
+    small.make_room()
+    done = small.course(*command, "--resume")
+    assert done.code == 0 and steps(out) == 100 and sound(out) == 2, done.err
+
+
+def test_a_disk_without_inodes(trained, disk, tmp_path):
+    "No file more can be made: at whichever file of a save that is, it is said, nothing half stays, and the next save that can succeeds."
+    small = disk("size=50m,nr_inodes=60")
+    out = small.seen / "out"
+    with running(*endless(trained, small.path / "out", "--sample_every", 0), cwd=tmp_path, wrap=small.inside) as run:
+        run.until(lambda: steps(out) >= 12)
+        last = steps(out)
+        for spare in range(10, -1, -1):  # files that a save may make before it fails: eight, their folder and the link
+            files = [small.seen / f"file-{i}" for i in range(60)]
+            with contextlib.suppress(OSError):
+                for file in files:
+                    file.touch()
+            with contextlib.suppress(OSError):
+                for file in files[:spare]:
+                    file.unlink()
+            seen = len(run.told)
+            run.until(lambda: "The training goes on" in run.told[seen:] or steps(out) > last)
+            for file in files:
+                file.unlink(missing_ok=True)
+            last = steps(out)
+            run.until(lambda: steps(out) > last + 4)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+    assert "Traceback" not in run.told and "[(" not in run.told, run.told
+    assert sound(out) >= 2 and os.readlink(out / "latest") == newest_checkpoint(out).name and not list(out.glob(".*.tmp"))
+
+
+STAGES = {"corpus": ("--stories 400", "data/raw"), "tokenizer": ("--vocab_size 500", "artifacts/tokenizer"),
+          "prepare": ("--seq_len 16 --val data/raw/val.txt", "data/shards")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_in_an_earlier_stage(stage, trained, disk):
+    "At whatever byte the disk is full, what the stage had made before stays to the byte, nothing half is left, one line says so."
+    small, (args, made) = disk("size=6m"), STAGES[stage]
+    for folder in ("data", "artifacts/tokenizer"):
+        shutil.copytree(trained / folder, small.seen / folder)
+    command = [stage, *args.split(), *(["--seed", 1] if stage == "corpus" else [])]
+    for leave in (0, 4096, 20_000) if stage == "tokenizer" else (0, 40_000, 300_000):
+        small.fill(leave)
+        before = snapshot(small.seen)
+        done = small.course(*command)
+        if done.code == 0:  # it fitted, in the room that was left
+            assert leave == 20_000
+            continue
+        assert done.code == 2 and len(done.lines) == 1, done.err
+        assert re.match(rf"llm-course {stage}: .*{made}.* No space left on device\.", done.lines[0]), done.lines
+        assert snapshot(small.seen) == before
+        small.make_room()
+    fine(small.course(*command))
+    assert not [path for path in small.seen.rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "train"])
+def test_a_read_only_disk(stage, trained, disk):
+    "One line says which folder cannot be written; nothing has changed."
+    small = disk("size=20m")
+    for folder in ("data", "artifacts"):
+        shutil.copytree(trained / folder, small.seen / folder, symlinks=True)
+    before = snapshot(small.seen)
+    small.mount("-o", "remount,ro", str(small.path))
+    args, made = {**STAGES, "train": ("--config tiny --resume --max_steps 9", "artifacts/checkpoints")}[stage]
+    done = small.course(stage, *args.split())
+    assert done.code == 2 and len(done.lines) == 1, done.err
+    assert re.match(rf"llm-course {stage}: .*{made}.* Read-only file system\.", done.lines[0]), done.lines
+    assert snapshot(small.seen) == before
+
+
+def test_a_disk_that_becomes_read_only(trained, disk, tmp_path):
+    "As when the system remounts it after an error: the saves fail and say so, the run goes on, and saves when it can."
+    small = disk("size=12m")
+    out = small.seen / "out"
+    with running(*endless(trained, small.path / "out"), cwd=tmp_path, wrap=small.inside) as run:
+        run.until(lambda: steps(out) >= 8)
+        small.mount("--bind", str(small.path), str(small.path))
+        small.mount("-o", "remount,bind,ro", str(small.path))
+        run.until(r"step-\d+ cannot be written: Read-only file system\. What was saved before is untouched\. The training goes on")
+        small.mount("-o", "remount,bind,rw", str(small.path))
+        stuck = steps(out)
+        run.until(lambda: steps(out) > stuck + 8)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+    assert "Traceback" not in run.told and sound(out) >= 2
+
+
+DELETED = {"the newest checkpoint": lambda out: shutil.rmtree(newest_checkpoint(out)),
+           "one file of it": lambda out: (newest_checkpoint(out) / "model.safetensors").unlink(),
+           "latest": lambda out: (out / "latest").unlink(),
+           "the log": lambda out: (out / "log.jsonl").unlink(),
+           "the lock": lambda out: (out / ".lock").unlink(),
+           "all of it": lambda out: os.rename(out, out.with_name("elsewhere"))}
+
+
+@pytest.mark.parametrize("what", DELETED)
+def test_deleted_under_a_run(what, trained, tmp_path):
+    "Somebody tidies up. The run goes on, and its next checkpoints are whole, and `latest` names the newest."
+    out = tmp_path / "out"
+    with running(*endless(trained, out, "--save_every", 20, "--sample_every", 0), cwd=tmp_path) as run:
+        run.until(lambda: steps(out) >= 20)
+        DELETED[what](out)
+        before = steps(out)
+        run.until(lambda: steps(out) >= before + 60)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+    assert "Traceback" not in run.told and sound_checkpoints(out) >= 2 and os.readlink(out / "latest") == newest_checkpoint(out).name
+
+
+def test_a_checkpoint_with_a_file_missing_is_named(trained, tmp_path):
+    "`--resume` does not begin afresh, nor go on from something older without a word: it says which file, and what to do."
+    shutil.copytree(trained / "artifacts/checkpoints", tmp_path / "out", symlinks=True)
+    (tmp_path / "out/step-000008/trainer.pt").unlink()
+    command = ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", tmp_path / "out", "--max_steps", 8, "--resume"]
+    done = course(*command, cwd=tmp_path)
+    assert done.code == 2 and "step-000008/trainer.pt cannot be read" in done.lines[-1], done.err
+    shutil.rmtree(tmp_path / "out/step-000008")
+    assert "Resuming" in fine(course(*command, cwd=tmp_path)) and sound(tmp_path / "out") == 2
