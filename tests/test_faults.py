@@ -20,8 +20,11 @@ import pytest
 from conftest import Outcome, course, fine, snapshot
 from running import PATIENCE, ROOT, running
 
-from llm_course.corpus import CourseError, atomic_write, download
-from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
+from llm_course.corpus import CourseError, atomic_write, download, write_tales
+from llm_course.packing import write_shards
+from llm_course.tokenizer import Tokenizer, train_tokenizer
+from llm_course.training import (CHECKPOINT_FILES, load_checkpoint, load_config, newest_checkpoint, open_shards, read_log, step_folders,
+                                 train)
 
 # Downloads, from a server on this machine that does what it is told
 
@@ -459,3 +462,135 @@ def test_a_checkpoint_with_a_file_missing_is_named(trained, tmp_path):
     assert done.code == 2 and "step-000008/trainer.pt cannot be read" in done.lines[-1], done.err
     shutil.rmtree(tmp_path / "out/step-000008")
     assert "Resuming" in fine(course(*command, cwd=tmp_path)) and sound(tmp_path / "out") == 2
+
+
+FSYNC = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* While the file $FAULT_SWITCH exists, every seventh fsync fails: so each of the ten of a save does, sooner or later. */
+int fsync(int fd) {
+    static int (*real)(int), count;
+    if (!real) real = (int (*)(int)) dlsym(RTLD_NEXT, "fsync");
+    if (access(getenv("FAULT_SWITCH"), F_OK) == 0 && ++count % 7 == 0) { errno = EIO; return -1; }
+    return real(fd);
+}
+"""
+
+
+def test_an_fsync_that_fails(trained, tmp_path):
+    "A disk that reports an error in the end: no such save counts as one, all that is there loads, and the run goes on."
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler, and a system that preloads libraries")
+    (tmp_path / "fsync.c").write_text(FSYNC)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "fsync.so", tmp_path / "fsync.c", "-ldl"], check=True)
+    switch, out = tmp_path / "switch", tmp_path / "out"
+    told = r"step-(\d+) cannot be written: Input/output error\. What was saved before is untouched\. The training goes on"
+    with running(*endless(trained, out, "--keep", 100, "--sample_every", 0), cwd=tmp_path, LD_PRELOAD=str(tmp_path / "fsync.so"),
+                 FAULT_SWITCH=str(switch)) as run:
+        run.until(lambda: steps(out) >= 8)
+        switch.touch()
+        run.until(lambda: len(re.findall(told, run.told)) >= 20)
+        switch.unlink()
+        good = steps(out)
+        run.until(lambda: steps(out) > good + 8)
+        run.send(signal.SIGTERM)
+        assert run.end() == 143, run.told
+    assert "Traceback" not in run.told and sound(out) > 3 and not list(out.glob(".*.tmp"))
+    assert os.readlink(out / "latest") == newest_checkpoint(out).name
+
+
+# Memory
+
+def test_out_of_memory_says_what_fits(trained, tmp_path):
+    "On a CPU with a bound on its memory: the sentence names a micro batch size, and with that the same command works."
+    resource = pytest.importorskip("resource", reason="this system bounds no process's memory")
+    probe = "import os, resource, torch; x = torch.ones(64, 64, requires_grad=True); (x @ x).sum().backward();" \
+            "print(open('/proc/self/statm').read().split()[0] if os.path.exists('/proc/self/statm') else '')"
+    used = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path).stdout.strip()
+    if not used:
+        pytest.skip("this system does not say how much address space a process has")
+    bound = int(used) * resource.getpagesize() + 400_000_000
+    limited = ["-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({bound}, {bound})); from llm_course.cli import main; main()"]
+    command = ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", tmp_path / "out", "--precision", "fp32",
+               "--batch_size", 1024, "--max_steps", 4, "--warmup_steps", 0]
+    with running(*command, cwd=tmp_path, python=limited) as run:
+        assert run.end() == 2, run.told
+    found = re.search(r"A step with 1,?024 sequences of 64 tokens does not fit into memory: --micro_batch_size (\d+) does", run.lines[-1])
+    assert found and "Traceback" not in run.told, run.told
+    with running(*command, "--micro_batch_size", found[1], cwd=tmp_path, python=limited) as run:
+        assert run.end() == 0, run.told
+    assert sound(tmp_path / "out") == 1
+
+
+# Bits
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable, Path]]:
+    "Shards and a checkpoint so small that they can be read again for each bit; and how each is loaded."
+    folder, documents = tmp_path_factory.mktemp("bits"), write_tales(0, 40)
+    write_shards(documents[:30], train_tokenizer(documents, 330), folder / "shards", val_documents=documents[30:], seq_len=16)
+    fields = {"n_layers": 1, "d_model": 4, "n_heads": 1, "n_kv_heads": 1, "d_ff": 4, "vocab_size": Tokenizer.load(folder / "shards").vocab_size,
+              "seq_len": 16, "max_steps": 1, "precision": "fp32", "batch_size": 2}
+    result = train(load_config("tiny", fields), folder / "shards", folder / "out", device="cpu", progress=False, say=lambda text: None)
+    return {"shards": (load_shards, folder / "shards"), "checkpoint": (load_checkpoint, result.checkpoint)}
+
+
+def load_shards(folder: Path) -> None:
+    "Open a folder of shards as a run does, and verify every byte."
+    for shards in open_shards(folder, 16)[1:]:
+        shards.verify()
+
+
+def faults(file: Path, many: int) -> Iterator[tuple[str, bytes]]:
+    "Every flipped bit and every truncation of a file, or so `many` of each where it has more; and what that makes of it."
+    good, draw = file.read_bytes(), random.Random(file.name)
+    bits, lengths = range(8 * len(good)), range(len(good))
+    for bit in bits if len(bits) <= many else draw.sample(bits, many):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        yield f"bit {bit % 8} of byte {bit // 8}, {good[bit // 8:][:1]!r}, flipped", bytes(bad)
+    for length in lengths if len(lengths) <= many else [*draw.sample(lengths[:-1], many - 1), lengths[-1]]:
+        yield f"cut to {length} of {len(good)} bytes", good[:length]
+
+
+def undetected(load: Callable, folder: Path, name: str, many: int) -> list[str]:
+    "The faults of a file that loading its folder does not refuse with a sentence that names the file."
+    file, found = folder / name, []
+    good = file.read_bytes()
+    try:
+        for fault, bad in faults(file, many):
+            file.write_bytes(bad)
+            try:
+                load(folder)
+                found.append(fault)
+            except CourseError as error:
+                if name not in str(error):
+                    found.append(f"{fault}: {error}")
+            except Exception as error:
+                found.append(f"{fault}: {error!r}")
+    finally:
+        file.write_bytes(good)
+    load(folder)
+    return found
+
+
+SHARD_FILES = ("train-00000.bin", "train-00000.idx", "val-00000.bin", "val-00000.idx", "tokenizer.model", "manifest.json")
+FILES = [*(("checkpoint", name) for name in (*CHECKPOINT_FILES, "manifest.json")), *(("shards", name) for name in SHARD_FILES)]
+
+
+@pytest.mark.parametrize("what, name", FILES)
+def test_bits_and_lengths(what, name, small):
+    "A flipped bit and a truncation, 100 of each in every file, are refused at load with the file's name, as nothing but a CourseError."
+    assert undetected(*small[what], name, 100) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what, name", FILES)
+def test_every_bit_and_every_length(what, name, small):
+    "The same for each bit and each length of a small file, and for 2,000 of each of a larger one."
+    assert undetected(*small[what], name, 10**6 if (small[what][1] / name).stat().st_size < 4000 else 2000) == []
