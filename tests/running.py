@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 60 * float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))  # seconds after which something that should happen will not
+PATIENCE = 120 * float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))  # seconds after which something that should happen will not
 
 
 class Running:
@@ -42,8 +42,9 @@ class Running:
         return found
 
     def send(self, number: int) -> None:
-        "A signal to it and all its children, as Ctrl-C on a terminal does."
-        os.killpg(self.process.pid, number)
+        "A signal to it and all its children, as Ctrl-C on a terminal does; none where it has ended."
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def end(self) -> int:
         "Wait for its end: the exit status."
