@@ -16,11 +16,13 @@ PATIENCE = 120 * float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))  # seconds 
 class Running:
     "A command that runs; `told` is what it has written so far, on stdout and stderr, in the order of writing."
 
-    def __init__(self, *args: object, cwd: Path, wrap: list[str] = [], python: list[str] = ["-m", "llm_course"], **env: str) -> None:
+    def __init__(self, *args: object, cwd: Path, wrap: list[str] = [], python: list[str] = ["-m", "llm_course"],
+                 **env: str) -> None:
         self.file = open(cwd / f"output-{time.monotonic_ns()}.txt", "w+b")
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", **env}
-        self.process = subprocess.Popen([*wrap, sys.executable, *python, *map(str, args)], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-                                        stdout=self.file, stderr=subprocess.STDOUT, start_new_session=True)
+        command = [*wrap, sys.executable, *python, *map(str, args)]
+        self.process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=self.file,
+                                        stderr=subprocess.STDOUT, start_new_session=True)
 
     @property
     def told(self) -> str:
@@ -29,7 +31,8 @@ class Running:
     @property
     def lines(self) -> list[str]:
         "Its lines; what a progress bar draws over itself is not one."
-        return [line for line in re.split(r"[\r\n]+", self.told) if line.strip() and not re.search(r"\d+%\||\d+[kM]?B? \[\d\d:", line)]
+        lines = [line for line in re.split(r"[\r\n]+", self.told) if line.strip()]
+        return [line for line in lines if not re.search(r"\d+%\||\d+[kM]?B? \[\d\d:", line)]
 
     def until(self, happens: str | Callable[[], object]) -> object:
         "Wait for a text in what it tells, or for something to be true; it must still run then, or have run to that point."

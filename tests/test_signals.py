@@ -1,4 +1,4 @@
-"""Signals, sent to real processes: every stage ends as it should, loses nothing that was saved, and leaves no half of anything."""
+"""Signals, sent to real processes: every stage ends as it should, loses nothing that was saved, leaves no half of anything."""
 import os
 import random
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import course, fine, snapshot
-from running import running
+from running import ROOT, running
 
 from llm_course.training import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_log, step_folders
 
@@ -22,8 +22,9 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 def train_command(trained: Path, out: Path) -> list:
     "A run of a second or so, with saves, validations and samples in it."
-    return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32", "--max_steps", 60,
-            "--batch_size", 4, "--save_every", 9, "--eval_every", 13, "--sample_every", 17, "--log_every", 1, "--keep", 3]
+    return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32",
+            "--max_steps", 60, "--batch_size", 4, "--save_every", 9, "--eval_every", 13,
+            "--sample_every", 17, "--log_every", 1, "--keep", 3]
 
 
 def told(out: Path) -> list[dict]:
@@ -84,7 +85,7 @@ def interrupted(number: int, draw: random.Random, trained: Path, undisturbed: Pa
 
 @pytest.mark.parametrize("number", STATUS)
 def test_a_signal_at_a_random_moment_of_training(number, trained, undisturbed, tmp_path):
-    "Exit status 130 or 143; the last line has the command that goes on; its end is that of a run that nobody stopped, to the bit."
+    "Exit status 130 or 143; the last line has the command that goes on; it ends as a run that nobody stopped, to the bit."
     interrupted(number, random.Random(number), trained, undisturbed, tmp_path)
 
 
@@ -100,19 +101,12 @@ def test_many_signals(trained, undisturbed, tmp_path):
     assert len(set(stopped)) > 10
 
 
-def endless(trained: Path, out: Path) -> list:
-    "A run that saves after each step, and will not end by itself."
-    return [*train_command(trained, out), "--max_steps", 10**6, "--save_every", 1]
-
-
 def test_a_second_interrupt_ends_at_once(trained, tmp_path):
-    "Also in the middle of a long step; the checkpoints from before it load, and a resume goes on from the newest."
+    "Also in the middle of a step that takes a minute; the checkpoints from before it load, and a resume goes on from the newest."
     out = tmp_path / "out"
-    with running(*endless(trained, out), cwd=tmp_path) as run:
-        run.until(lambda: len(step_folders(out)) > 1)
-    shutil.rmtree(step_folders(out)[0])
+    fine(course(*train_command(trained, out), "--max_steps", 2, "--save_every", 1, cwd=tmp_path))
     before = newest_checkpoint(out)
-    slow = [*endless(trained, out), "--resume", "--batch_size", 8192, "--micro_batch_size", 8]
+    slow = [*train_command(trained, out), "--resume", "--batch_size", 2**15, "--micro_batch_size", 8]
     with running(*slow, cwd=tmp_path) as run:
         run.until("Resuming")
         time.sleep(0.5)
@@ -121,7 +115,7 @@ def test_a_second_interrupt_ends_at_once(trained, tmp_path):
         assert run.process.poll() is None, "the first finishes the step"
         begun = time.monotonic()
         run.send(signal.SIGINT)
-        assert run.end() == 130 and time.monotonic() - begun < 2, run.told
+        assert run.end() == 130 and time.monotonic() - begun < 10, run.told
     assert "Traceback" not in run.told and newest_checkpoint(out) == before and load_checkpoint(out).path == before
     fine(course(*train_command(trained, out), "--resume", "--max_steps", int(before.name[5:]) + 1, cwd=tmp_path))
 
@@ -200,7 +194,7 @@ def test_stopping_a_cell(trained, tmp_path):
     "The stop button of Jupyter, during `training.train`: the step is saved, the kernel goes on computing, the checkpoint loads."
     manager = pytest.importorskip("jupyter_client").KernelManager(kernel_name="python3")
     pytest.importorskip("ipykernel")
-    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:1] + [str(Path(__file__).parents[1])])})
+    manager.start_kernel(cwd=str(tmp_path), env={**os.environ, "PYTHONPATH": str(ROOT)})
     client = manager.client()
     client.start_channels()
 
