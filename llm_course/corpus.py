@@ -8,8 +8,8 @@ __all__ = ['OF_THE_HERO', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'FORMATS', '
            'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere', 'Reader', 'wrong_message', 'CourseError', 'did_you_mean',
            'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale', 'tale_log_prob', 'tale_choices',
            'Entropy', 'tale_entropy', 'each_line', 'each_paragraph', 'whole_file', 'between', 'opened', 'detect_format',
-           'find_texts', 'Corpus', 'json_text', 'held_out', 'sync_folder', 'atomic_write', 'write_tales_corpus',
-           'file_sha256', 'fetch_rest', 'download']
+           'find_texts', 'Corpus', 'json_text', 'held_out', 'sync_folder', 'check_replaceable', 'atomic_write',
+           'write_tales_corpus', 'file_sha256', 'file_size', 'fetch_rest', 'fetch_all', 'download']
 
 # %% ../nbs/01_corpus.ipynb #62dae905
 import difflib
@@ -1099,6 +1099,13 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def check_replaceable(path: Path) -> None:
+    "`CourseError` where something stands at `path` that is no file: a rename would put a file in a device's or a pipe's place."
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+        raise CourseError(f"{path} cannot be written: it is {kind}, and no file; name another place.")
+
+
 @contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file that appears under its name only when it is whole; its folder is made when missing.
@@ -1107,6 +1114,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as f:
             yield f
@@ -1146,46 +1154,77 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def fetch_rest(url: str, part: Path) -> bool:
-    "Add to `part` what is missing of `url`; whether it is whole now."
-    have = part.stat().st_size if part.exists() else 0
+def file_size(path: Path) -> int:
+    "The bytes of a file, 0 where there is none."
+    return path.stat().st_size if path.exists() else 0
+
+
+def fetch_rest(url: str, part: Path, timeout: float = 30) -> str | None:
+    "Add to `part` what is missing of `url`: None once it is whole, else why it broke off. What came is kept."
+    have = file_size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=30)
+        with urllib.request.urlopen(request, timeout=timeout) as response, \
+             open(part, "ab" if response.status == 206 else "wb") as f:
+            length = getattr(response, "length", None)
+            end = math.inf if length is None else f.tell() + length
+            with tqdm(total=end, initial=f.tell(), unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
+                while block := response.read1(min(1 << 16, end - f.tell())):  # read() would lose what comes before a break
+                    bar.update(f.write(block))
+            return "the server hung up" if f.tell() < end < math.inf else None
     except urllib.error.HTTPError as e:
         if e.code == 416 and have:  # there is nothing after what we have
-            return True
+            return None
         raise
-    with response, open(part, "ab" if response.status == 206 else "wb") as f:
-        total = f.tell() + int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total, initial=f.tell(), unit="B", unit_scale=True, desc=part.stem, disable=None) as bar:
-            with suppress(http.client.HTTPException, ConnectionError, TimeoutError):  # broken off: what came is kept
-                while block := response.read(1 << 16):
-                    bar.update(f.write(block))
-        return f.tell() >= total
+    except TimeoutError:
+        return f"nothing came for {timeout:g} seconds"
+    except (ConnectionError, http.client.IncompleteRead):
+        return "the connection was cut"
 
 # %% ../nbs/01_corpus.ipynb #290e4ed4
-def download(url: str, path: str | Path, sha256: str, *, tries: int = 3) -> Path:
+def fetch_all(url: str, part: Path, sha256: str, tries: int, timeout: float) -> bool:
+    "Fetch the rest of `url` to `part`, in up to so many `tries`; whether its SHA-256 is right. `CourseError` if it is not whole."
+    for _ in range(tries):
+        why = fetch_rest(url, part, timeout)
+        right = part.exists() and file_sha256(part) == sha256
+        if right or not why:  # a server may be wrong about the length, but not about the hash
+            return right
+    raise CourseError(f"{url} broke off after {file_size(part):,} bytes ({why}): run the same again to go on from there.")
+
+
+def download(url: str, path: str | Path, sha256: str, *, tries: int = 3, timeout: float = 30) -> Path:
     """Fetch `url` to `path`, which appears only when it is whole and its SHA-256 is right.
 
-    What came of a broken download stays as `path.part`, and the next call goes on from there. Raises `CourseError`."""
-    path = Path(path)
+    What came of a broken download stays as `path.part`, and the next call goes on from there. `timeout`: seconds of silence
+    after which it counts as broken. Raises `CourseError`."""
+    path, sha256 = Path(path), sha256.lower()
     part = path.with_name(path.name + ".part")
     if not url.startswith(("http://", "https://")):
         raise CourseError(f"{url} cannot be downloaded: it must begin with http:// or https://.")
     try:
-        if path.is_file() and file_sha256(path) == sha256.lower():
+        for place in (path, part):
+            check_replaceable(place)
+        if path.is_file() and file_sha256(path) == sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not any(fetch_rest(url, part) for _ in range(tries)):
-            raise CourseError(f"{url} broke off after {part.stat().st_size:,} bytes: run the same again to go on from there.")
-        if (found := file_sha256(part)) != sha256.lower():
+        earlier = file_size(part)  # from a file that may have changed since
+        right = fetch_all(url, part, sha256, tries, timeout)
+        if earlier and not right:
             part.unlink()
-            raise CourseError(f"{url} is not what was asked for: its SHA-256 is {found}, not {sha256}; nothing was kept.")
+            right = fetch_all(url, part, sha256, tries, timeout)
+        if not right:
+            found, came = file_sha256(part), file_size(part)
+            part.unlink()
+            raise CourseError(f"{url} is not what was asked for: the SHA-256 of its {came:,} bytes is {found}, not {sha256};"
+                              f" nothing was kept.")
         with open(part, "rb") as f:
             os.fsync(f.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
     except OSError as e:
-        raise CourseError(f"{url} cannot be downloaded to {path}: {getattr(e, 'reason', None) or e.strerror or e}.") from e
+        why = " ".join(str(getattr(e, "reason", None) or e.strerror or e).split())
+        raise CourseError(f"{url} cannot be downloaded to {path}: {why}.") from e
+    except (http.client.HTTPException, ValueError) as e:
+        why = "it is not a URL" if isinstance(e, (ValueError, http.client.InvalidURL)) else "the server does not speak HTTP"
+        raise CourseError(f"{url} cannot be downloaded to {path}: {why}.") from e
     return path
