@@ -631,7 +631,8 @@ def point_latest(folder: Path) -> None:
         try:
             shutil.copytree(folder, hidden)
         except OSError as error:
-            raise CourseError(f"{folder} is saved, but {latest} cannot be made to name it: the disk may be full.") from error
+            why = os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < 2**20 else error
+            raise CourseError(f"{latest} cannot be written: {why}. {folder} is saved.") from error
     if not (latest.is_symlink() and hidden.is_symlink()): remove(latest)
     hidden.replace(latest)
 
