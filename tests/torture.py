@@ -14,7 +14,6 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"   # before torch is imported: a process with one thread can be forked
 
 import torch
+import torch._dynamo   # every optimizer asks for it, a second's work: once for all forks
 
 from llm_course.corpus import CourseError, write_tales
 from llm_course.packing import write_shards
@@ -309,16 +309,18 @@ def random_kills(root: Path, kills: int, rng: random.Random, tally: Tally, names
             wanted -= victim(scenario, scenario.folder / f"victim-{number}", min(wanted, rng.randint(3, 8)), rng, tally)
 
 
-OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate")
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink")
 
 
 def killed_at(scenario: Scenario, out: Path, operation: int, count: Path) -> None:
     """Train, in a forked process, but kill it just before it touches `out` for the `operation`th time; `count` gets a line each time."""
     log, done = open(count, "w", buffering=1), itertools.count()
     def audit(event: str, args: tuple) -> None:
-        if event in OPERATIONS and isinstance(args[0], str | Path) and str(args[0]).startswith(str(out)):
+        if event not in OPERATIONS: return
+        path, inside = args[event == "os.symlink"], event in ("os.remove", "os.rmdir") and args[1] >= 0   # of a folder being removed
+        if isinstance(path, str | Path) and (inside or str(path).startswith(str(out))):
             if next(done) == operation: os.kill(os.getpid(), signal.SIGKILL)
-            log.write(f"{event} {Path(args[0]).name}\n")
+            log.write(f"{event} {Path(path).name}\n")
     sys.addaudithook(audit)
     scenario.train(out)
 
@@ -340,7 +342,7 @@ def each_operation(root: Path, tally: Tally, stride: int = 1) -> None:
         (life := Life(scenario, out)).ended(wait=True)
         found = differences(out, scenario.whole) if life.code == 0 else [f"exit status {life.code}: {life.said()}"]
         tally.add(name, runs=1)
-        tally.blame(name, "differing", out, [f"killed after `{lines[-1] if lines else 'nothing'}`: {fault}" for fault in found])
+        tally.blame(name, "differing", out, [f"killed before what follows `{lines[-1] if lines else 'nothing'}`: {fault}" for fault in found])
         if not found: shutil.rmtree(out)
     if life.code: tally.blame(name, "differing", out, [f"exit status {life.code}: {life.said()}"])
 
