@@ -7,7 +7,7 @@ bin := $(VENV)/bin
 ready := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow clean
+.PHONY: help demo test lab export check notebooks test-slow torture clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,10 @@ notebooks: $(ready) ## run every notebook in place, which is how the outputs in 
 test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
+
+N ?= 200
+torture: $(ready) ## kill N=200 training processes, resume them, and compare with runs that were never killed
+	"$(bin)/python" tests/torture.py --kills "$(N)" --seed 0
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
 	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .hypothesis
