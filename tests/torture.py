@@ -2,7 +2,7 @@
 
     python tests/torture.py --kills 200 --seed 0
 
-Most victims are forks of this process, which has imported torch already; every tenth kill hits a real `llm-course train --resume`.
+Most victims are forks of this process, which has imported torch already; every tenth kill hits a real `llm-course train`.
 Two kills in three come in the middle of a save. Then each file operation of a run is, once, the last one before a kill.
 After each kill the newest checkpoint must load, and be no older than the newest that was seen whole before; at the end of a run
 weights, optimizer state, log and samples must be the bits of the run that was never killed. Exit status 1 where one is not."""
@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,8 +35,8 @@ from llm_course.corpus import CourseError, write_tales
 from llm_course.packing import write_shards
 from llm_course.sampling import write
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, Config, load_checkpoint, load_config, newest_checkpoint, read_log, read_manifest,
-                                 step_folders, train)
+from llm_course.training import (CHECKPOINT_FILES, Config, load_checkpoint, load_config, newest_checkpoint, read_log,
+                                 read_manifest, step_folders, train)
 
 VOCAB = 320
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "vocab_size": VOCAB, "seq_len": 32,
@@ -88,8 +88,7 @@ class Scenario:
         self.shards = self.root / ("tiny" if self.name == "several epochs" else "shards")
         self.config: Config = load_config("tiny", fields)
         self.folder.mkdir()
-        parts = {part: {k: v for k, v in fields.items() if hasattr(getattr(self.config, part), k)} for part in ("model", "training")}
-        (self.folder / "config.json").write_text(json.dumps(parts))
+        (self.folder / "config.json").write_text(json.dumps(asdict(self.config)))
         begun, life = time.monotonic(), Life(self, self.whole)
         while (code := life.ended()) is None:
             if not self.started and (self.whole / "log.jsonl").exists(): self.started = time.monotonic() - begun
@@ -105,11 +104,11 @@ class Scenario:
     def start(self, out: Path, output: Path) -> int:
         """A new process that trains into `out`, from where an earlier one was killed; its id."""
         if not self.shell: return forked(lambda: self.train(out), output)
-        command = [sys.executable, "-m", "llm_course", "train", "--config", self.folder / "config.json", "--resume", "--data", self.shards,
-                   "--out", out, "--device", "cpu"]
+        command = [sys.executable, "-m", "llm_course", "train", "--config", self.folder / "config.json", "--resume",
+                   "--data", self.shards, "--out", out, "--device", "cpu"]
         with open(output, "a") as file:
-            return subprocess.Popen([str(word) for word in command], stdout=file, stderr=file, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                                    cwd=self.folder).pid
+            return subprocess.Popen([str(word) for word in command], stdout=file, stderr=file, cwd=self.folder,
+                                    env={**os.environ, "PYTHONPATH": str(ROOT)}).pid
 
     def train(self, out: Path) -> None:
         """The training itself, as a forked process does it."""
@@ -211,7 +210,8 @@ def differences(out: Path, whole: Path) -> list[str]:
         else:
             same = (last / name).read_bytes() == (wanted / name).read_bytes()
         if not same: found.append(f"{name} differs")
-    logs = [[{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in read_log(folder)] for folder in (out, whole)]
+    logs = [[{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in read_log(folder)]
+            for folder in (out, whole)]
     for mine, other in itertools.zip_longest(*logs):
         if mine != other:
             found.append(f"log.jsonl: {mine} instead of {other}")
@@ -313,11 +313,12 @@ OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.syml
 
 
 def killed_at(scenario: Scenario, out: Path, operation: int, count: Path) -> None:
-    """Train, in a forked process, but kill it just before it touches `out` for the `operation`th time; `count` gets a line each time."""
+    """Train in a forked process; kill it just before it touches `out` for the `operation`th time; `count` gets a line each."""
     log, done = open(count, "w", buffering=1), itertools.count()
     def audit(event: str, args: tuple) -> None:
         if event not in OPERATIONS: return
-        path, inside = args[event == "os.symlink"], event in ("os.remove", "os.rmdir") and args[1] >= 0   # of a folder being removed
+        path = args[event == "os.symlink"]
+        inside = event in ("os.remove", "os.rmdir") and args[1] >= 0   # a folder that is being removed
         if isinstance(path, str | Path) and (inside or str(path).startswith(str(out))):
             if next(done) == operation: os.kill(os.getpid(), signal.SIGKILL)
             log.write(f"{event} {Path(path).name}\n")
@@ -327,22 +328,23 @@ def killed_at(scenario: Scenario, out: Path, operation: int, count: Path) -> Non
 
 def each_operation(root: Path, tally: Tally, stride: int = 1) -> None:
     """Kill a run before each operation on files that it does (or every `stride`th), and resume it to its end."""
-    SCENARIOS["before each file operation"] = {"max_steps": 3, "save_every": 1, "sample_every": 2, "eval_every": 2, "keep": 1, "batch_size": 2}
-    scenario = Scenario("before each file operation", root)
-    name, count = scenario.name, scenario.folder / "operations.txt"
+    name = "before each file operation"
+    SCENARIOS[name] = {"max_steps": 3, "save_every": 1, "sample_every": 2, "eval_every": 2, "keep": 1, "batch_size": 2}
+    scenario = Scenario(name, root)
+    count = scenario.folder / "operations.txt"
     for operation in itertools.count(0, stride):
         out = scenario.folder / f"victim-{operation}"
         life = Life(scenario, out, forked(lambda: killed_at(scenario, out, operation, count), out.with_name(f"{out.name}.txt")))
         if life.ended(wait=True) != -signal.SIGKILL: break
         tally.add(name, kills=1, in_a_save=bool(saves(out)) or latest_is_behind(out), resumes=newest_checkpoint(out) is not None)
         lines = count.read_text().splitlines()
-        renamed = [int(line[-10:-4]) for line, after in itertools.pairwise([*lines, ""]) if line.startswith("os.rename .step-") and after
-                   and line.endswith(".tmp") and ".old." not in line]
+        renamed = [int(line[-10:-4]) for line in lines[:-1] if line.startswith("os.rename .step-")]   # the last: perhaps not done
         tally.blame(name, "lost", out, faults_after_a_kill(out, max(renamed, default=-1)))
         (life := Life(scenario, out)).ended(wait=True)
         found = differences(out, scenario.whole) if life.code == 0 else [f"exit status {life.code}: {life.said()}"]
         tally.add(name, runs=1)
-        tally.blame(name, "differing", out, [f"killed before what follows `{lines[-1] if lines else 'nothing'}`: {fault}" for fault in found])
+        where = f"killed right after `{lines[-1]}`" if lines else "killed at once"
+        tally.blame(name, "differing", out, [f"{where}: {fault}" for fault in found])
         if not found: shutil.rmtree(out)
     if life.code: tally.blame(name, "differing", out, [f"exit status {life.code}: {life.said()}"])
 
