@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV ?= .venv
 bin := $(VENV)/bin
 ready := $(VENV)/ready
+older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow torture clean
+.PHONY: help demo test lab export check notebooks test-slow test-older test-llama torture clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -17,7 +18,7 @@ demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stor
 
 test: $(ready) ## every notebook, then every quick test
 	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
-	"$(bin)/python" -m pytest -m "not slow"
+	"$(bin)/python" -m pytest -m "not slow and not llama"
 
 lab: $(ready) ## open the course in JupyterLab
 	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
@@ -41,12 +42,28 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
 
+test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
+	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
+	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py "--record=transformers 4.57: transformers tokenizers torch"
+
+# Built for any processor of the last ten years, not for this one, so that the wheel can move, and because GCC 12 makes code for
+# Intel's newest ones that crashes (https://github.com/ggml-org/llama.cpp/issues/20824). To build it anew: delete .cache/llama.
+llama := 0.3.36
+test-llama: $(ready) ## open a saved model in llama.cpp, built from its source the first time: minutes, with a C++ compiler
+	@ls .cache/llama/llama_cpp_python-$(llama)-*.whl > /dev/null 2>&1 || { \
+	  echo "Building llama.cpp into .cache/llama: once, some minutes."; CMAKE_ARGS="-DGGML_NATIVE=OFF" \
+	  "$(bin)/python" -m pip wheel --disable-pip-version-check --no-deps --no-cache-dir --no-binary llama-cpp-python \
+	    --wheel-dir .cache/llama llama-cpp-python==$(llama); }
+	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
+	  --find-links .cache/llama llama-cpp-python==$(llama)
+	"$(bin)/python" -m pytest -m llama "--record=llama.cpp: llama-cpp-python gguf torch"
+
 N ?= 200
 torture: $(ready) ## kill N=200 training processes, resume them, and compare with runs that were never killed
 	"$(bin)/python" tests/torture.py --kills "$(N)" --seed 0
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made once, and again when a file that describes it changes. (pyproject.toml does not count: nbdev_export
@@ -56,4 +73,11 @@ $(ready): settings.ini setup.py
 	@echo "Making the environment in $(VENV): once, some minutes, most of them for PyTorch."
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(bin)/python" -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch "$@"
+
+# Beside the environment, and put in front of it: transformers and the two packages that go by its version. All else is shared.
+$(older)/ready: $(ready)
+	rm -rf "$(older)"
+	"$(bin)/python" -m pip install --disable-pip-version-check --no-deps --target "$(older)" \
+	  "transformers==4.57.*" "tokenizers==0.22.*" "huggingface-hub==0.36.*"
 	@touch "$@"

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['Window', 'windows', 'document_windows', 'window_losses', 'score', 'check_stride', 'loss_table', 'token_losses',
-           'Evaluation', 'RawText', 'evaluate', 'Stretch', 'token_ends', 'bits_by_choice', 'Judgement', 'judge']
+           'Evaluation', 'RawText', 'evaluate', 'Stretch', 'token_ends', 'bits_by_choice', 'Question',
+           'without_article', 'told_again', 'ask', 'Judgement', 'judge']
 
 # %% ../nbs/07_evaluation.ipynb #87085451
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -34,23 +37,29 @@ class Window(NamedTuple):
 
 # %% ../nbs/07_evaluation.ipynb #4cfaf015
 def windows(tokens: Sequence[int], context: int, stride: int) -> Iterator[Window]:
-    """The windows over one document: each moves on by `stride`, and every token after the first is predicted once.
+    """The windows over one document: each ends `stride` after the one before, and every token but the first is predicted once.
 
-    A prediction sees all that stands before it, or at least `context - stride + 1` tokens of it.
+    A window reads one context back from its end, the last one too. So a prediction sees all that stands before it, or at
+    least `context - stride + 1` tokens of it.
     """
     last, done = len(tokens) - 1, 0
-    for start in range(0, last, stride):
-        end = min(start + context, last)
+    while done < last:
+        end = min(done + (stride if done else context), last)
+        start = max(0, end - context)
         yield Window(start, tokens[start:end], tokens[start + 1 : end + 1], end - done)
         done = end
-        if end == last:
-            return
 
 # %% ../nbs/07_evaluation.ipynb #f2882eb0
 def document_windows(model: GPT, tokenizer: Tokenizer, document: str, stride: int) -> Iterator[Window]:
-    "The windows over `document`, which stands between two `</s>`: the first is context alone, the second is predicted."
-    tokens = [tokenizer.eos_id, *tokenizer.encode_document(document)]
-    return windows(tokens, model.config.seq_len, stride)
+    """The windows over `document`, which stands between two `</s>`: the first is context alone, the second is predicted.
+
+    Where the second does not fit into the text's last window, it has one more: the windows of the text are those without it."""
+    tokens, context = [tokenizer.eos_id, *tokenizer.encode_document(document)], model.config.seq_len
+    if (start := len(tokens) - 1 - context) <= 0:
+        yield from windows(tokens, context, stride)
+    else:
+        yield from windows(tokens[:-1], context, stride)
+        yield Window(start, tokens[start:-1], tokens[start + 1 :], 1)
 
 # %% ../nbs/07_evaluation.ipynb #601cd21c
 @torch.no_grad()
@@ -114,8 +123,10 @@ class Evaluation:
 
     documents: int
     bytes: int  # UTF-8 length of the documents as they were given, without line ends or `</s>`
+    words: int  # the pieces of the documents between white space
     tokens: int  # predicted, each exactly once; the `</s>` of every document is among them
-    nats: float  # the loss, summed over these tokens
+    eos_tokens: int  # how many of `tokens` are `</s>`
+    nats: float  # the loss, summed over `tokens`
     eos_nats: float  # the part of `nats` that went into the `</s>`
     context: int  # the most tokens that a prediction sees
     stride: int  # so it sees at least `context - stride + 1`, or all of the document before it
@@ -140,6 +151,21 @@ class Evaluation:
     def bits_per_byte(self) -> float:
         "Comparable between all models of the same text, whatever their tokenizers."
         return self.bits / self.bytes
+
+    @property
+    def byte_perplexity(self) -> float:
+        "2 to the bits per byte."
+        return 2**self.bits_per_byte
+
+    @property
+    def word_perplexity(self) -> float:
+        "exp of the nats per word."
+        return math.exp(self.nats / self.words)
+
+    @property
+    def without_ends(self) -> "Evaluation":
+        "What the text alone costs: the same without the `</s>` of its documents."
+        return replace(self, tokens=self.tokens - self.eos_tokens, nats=self.nats - self.eos_nats, eos_tokens=0, eos_nats=0.0)
 
     @property
     def floor_bits_per_byte(self) -> float | None:
@@ -167,12 +193,14 @@ class RawText:
 
     documents: int = 0
     bytes: int = 0
+    words: int = 0
     log_prob: float = 0.0  # nats; -inf from the first document on that is no tale
 
     def add(self, document: str) -> str:
         "Count one document, and hand it on."
         self.documents += 1
         self.bytes += len(document.encode("utf-8"))
+        self.words += len(re.split(r"\s+", document))  # empty ones at the ends too: as lm-evaluation-harness counts
         self.log_prob += tale_log_prob(document) if math.isfinite(self.log_prob) else 0.0
         return document
 
@@ -207,7 +235,10 @@ def evaluate(
         eos_nats += losses[-1].item() if window.targets[-1] == tokenizer.eos_id else 0.0
     if not raw.bytes:
         raise CourseError("There is nothing to evaluate: the corpus has no text in it.")
-    return Evaluation(raw.documents, raw.bytes, tokens, nats, eos_nats, model.config.seq_len, stride, raw.floor_bits)
+    return Evaluation(
+        documents=raw.documents, bytes=raw.bytes, words=raw.words, tokens=tokens, eos_tokens=raw.documents, nats=nats,
+        eos_nats=eos_nats, context=model.config.seq_len, stride=stride, floor_bits=raw.floor_bits,
+    )
 
 # %% ../nbs/07_evaluation.ipynb #1ea77965
 class Stretch(NamedTuple):
@@ -236,6 +267,50 @@ def bits_by_choice(model: GPT, tokenizer: Tokenizer, tale: str) -> list[Stretch]
             stretches.append(Stretch(tale[start:end], told, paid, -sum(math.log2(choice.probability) for choice in told)))
             start, paid = end, 0.0
     return [*stretches, Stretch("", [], eos_bits, 0.0)]
+
+# %% ../nbs/07_evaluation.ipynb #94d44949
+class Question(NamedTuple):
+    "A tale that breaks off before a word that it has told already, and four words that could stand there."
+
+    text: str  # all that comes before, without the last space
+    options: list[str]
+    answer: int  # which of them is right
+
+# %% ../nbs/07_evaluation.ipynb #103b8751
+def without_article(words: str) -> str:
+    "`kite` for `a kite`."
+    return re.sub(r"^an? ", "", words)
+
+
+def told_again(tale: str) -> list[tuple[Choice, list[int]]]:
+    "The draws of a tale whose word comes back where nothing is drawn, each with the characters at which it does."
+    choices = tale_choices(tale)
+    drawn = {at for choice in choices for at in range(choice.start, choice.end)}
+    again = []
+    for choice in choices:
+        mentions = re.finditer(rf"(?<= ){re.escape(without_article(choice.text))}\b", tale)
+        again.append((choice, [m.start() for m in mentions if m.start() >= choice.end and drawn.isdisjoint(range(*m.span()))]))
+    return [(choice, places) for choice, places in again if places]
+
+# %% ../nbs/07_evaluation.ipynb #d57ae14c
+def ask(tale: str, random: Random) -> Question:
+    "A question about a word of `tale`, drawn with `random`. `CourseError` if it is no tale."
+    if not (verdict := read_tale(tale)).right:
+        raise CourseError(f"There is nothing to ask about a text that is no tale: {verdict.message}.")
+    for choice, places in random.sample(again := told_again(tale), len(again)):
+        right, at = without_article(choice.text), random.choice(places)
+        others = [without_article(other) for other in choice.options]
+        fit = (
+            other
+            for other in random.sample(others, len(others))
+            if other not in tale
+            and read_tale(re.sub(rf"\b{re.escape(right)}\b", other, tale)).right  # told so from the beginning, it is a tale,
+            and not read_tale(tale[:at] + other + tale[at + len(right) :]).right  # and here alone it is none
+        )
+        if len(wrong := list(islice(fit, 3))) == 3:
+            options = random.sample([right, *wrong], 4)
+            return Question(tale[: at - 1], options, options.index(right))
+    raise CourseError(f"No word of this tale comes back with three others that could stand in its place: {tale[:60]!r}.")
 
 # %% ../nbs/07_evaluation.ipynb #7bf9cb60
 class Judgement(NamedTuple):

@@ -23,11 +23,11 @@ from .corpus import CourseError
 # %% ../nbs/05_gpt.ipynb #092fadfd
 def _checked(name: str, kind: type, value: object) -> bool | int | float:
     "The value of a config's field as the field's own type; CourseError names the field otherwise."
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -2**31 <= value <= 2**31
     if kind is bool and isinstance(value, bool): return value
     if kind is int and number and isinstance(value, int) and value >= (0 if name == "head_dim" else 1): return value
     if kind is float and number and math.isfinite(value) and value > 0: return float(value)
-    wanted = {bool: "true or false", int: "a whole number above 0", float: "a finite number above 0"}[kind]
+    wanted = {bool: "true or false", int: "a whole number from 1 to 2**31", float: "a finite number above 0"}[kind]
     raise CourseError(f"{name} is {value!r}, and should be {wanted}.")
 
 # %% ../nbs/05_gpt.ipynb #539b6241
@@ -118,10 +118,12 @@ class ModelConfig:
         for name, value in {"model_type": "qwen3", **HF_FIXED}.items():
             if config.get(name, value) != value:
                 raise CourseError(f"{name} is {config[name]!r} in config.json, and this model has only {value!r}.")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise CourseError(f"rope_type is {rope['rope_type']!r} in config.json, and this model has only 'default'.")
-        found = {"rope_theta": 10_000.0, **config, **rope}
+        ropes = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # of transformers 4, and of 5
+        for rope in ropes:
+            kind = rope.get("rope_type") or rope.get("type") or "default" if isinstance(rope, dict) else rope
+            if kind != "default" or rope == kind:
+                raise CourseError(f"rope_type is {kind!r} in config.json, and this model has only 'default', in an object.")
+        found = {"rope_theta": 10_000.0, **config, **ropes[0], **ropes[1]}
         if missing := [theirs for theirs in HF_NAMES.values() if theirs not in found]:
             raise CourseError(f"config.json does not say {missing[0]}: is it the config of a Qwen3 model?")
         return cls(**{ours: found[theirs] for ours, theirs in HF_NAMES.items()})

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler', 'Context',
-           'token_stream', 'check_request', 'generate', 'write', 'stream_text']
+           'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
+import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -266,3 +267,31 @@ def stream_text(
     )
     new = (int(tokens[0]) for tokens in islice(stream, max_new_tokens))
     return tokenizer.stream(takewhile(lambda token: token != tokenizer.eos_id, new))
+
+# %% ../nbs/08_sampling.ipynb #dd1f007b
+class Draft:
+    """A text that the model writes as far as one asks, and goes on with as if it had never paused.
+
+    `text` is all of it so far, the prompt included; `ended` says whether the model has ended it. Options as in `stream_text`.
+    """
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, prompt: str = "", *, seed: int | None = None,
+        say: Callable[[str], None] | None = print, **options,
+    ):
+        ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+        check_request(model, ids, max_new_tokens=1, n_samples=1)
+        self.tokenizer, self.prompt, self.text, self.ended = tokenizer, prompt, prompt, False
+        self.stream = token_stream(model, ids, Sampler(**options), seed=seed, stop_id=tokenizer.eos_id, say=say)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def write(self, max_new_tokens: int) -> Iterator[str]:
+        "Go on by so many tokens at most: a piece for each, empty as long as its character is not whole."
+        for tokens in islice(self.stream, 0 if self.ended else max_new_tokens):
+            token = int(tokens[0])
+            self.ended = token == self.tokenizer.eos_id
+            piece = self.decoder.decode(self.tokenizer.piece_bytes(token), final=self.ended)
+            self.text += piece
+            yield piece
+            if self.ended:
+                return

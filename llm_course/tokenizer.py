@@ -81,7 +81,8 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.model" if path.is_dir() else path
         try:
-            return cls(path.read_bytes())
+            with path.open("rb") as file:
+                return cls(file.read(2**28))  # a larger one is none of ours, and is cut
         except OSError as error:
             raise CourseError(f"No tokenizer at {path} ({error.strerror}); `llm-course tokenizer` makes one.") from None
         except CourseError as error:
@@ -135,10 +136,15 @@ def _processor(model: bytes) -> spm.SentencePieceProcessor:
     """SentencePiece with `model` loaded; `CourseError` when the bytes are no model, or one without an end of document."""
     try:
         processor = spm.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
+        for i in range(processor.vocab_size()):
+            processor.id_to_piece(i)
+    except (RuntimeError, UnicodeDecodeError):
         raise CourseError("This is not a SentencePiece model; `llm-course tokenizer` makes one.") from None
     if processor.eos_id() < 0:
         raise CourseError("This tokenizer has no </s> piece to end a document with; `llm-course tokenizer` makes one that has.")
+    size, unknown, end = processor.vocab_size(), processor.unk_id(), processor.eos_id()
+    if not 0 <= unknown < size or not end < size or not processor.is_unknown(unknown) or not processor.is_control(end):
+        raise CourseError("The special pieces of this tokenizer are not where it says; `llm-course tokenizer` makes one that is sound.")
     return processor
 
 
@@ -240,10 +246,13 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         "unk_token": special[0],
         "bos_token": special[1],
         "eos_token": special[1],
+        "pad_token": special[0],  # no text has it, so nobody takes padding for an end
+        "padding_side": "left",  # rows that are to go on must end together
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # "</s>" inside a text is text
+        "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 would add token types, which no GPT takes
     }
     return {"tokenizer.json": _json(_fast_tokenizer(tokenizer)), "tokenizer_config.json": _json(config)}
 

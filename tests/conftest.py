@@ -80,7 +80,7 @@ PASSES = ROOT / "tests" / "last_pass.json"  # when the slow tests beside other p
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", nargs="+", metavar=("NAME", "PACKAGE"), help="Write the day and the packages' versions to "
+    parser.addoption("--record", metavar="NAME: PACKAGE PACKAGE", help="Write the day and the packages' versions to "
                      "tests/last_pass.json under NAME, if all that was asked for ran and passed.")
 
 
@@ -88,8 +88,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     counts = {outcome: len(terminalreporter.stats.get(outcome, [])) for outcome in ("passed", "skipped")}
     if not (record := config.getoption("record")) or exitstatus or counts["skipped"] or not counts["passed"]:
         return
-    name, *packages = record
-    entry = {"day": f"{datetime.date.today()}", "tests": counts["passed"], "versions": {package: version(package) for package in packages}}
+    name, packages = record.split(": ")
+    entry = {"day": f"{datetime.date.today()}", "tests": counts["passed"], "versions": {package: version(package) for package in packages.split()}}
     known = json.loads(PASSES.read_text()) if PASSES.exists() else {}
     PASSES.write_text(json.dumps({**known, name: entry}, indent=1, sort_keys=True) + "\n")
     terminalreporter.write_line(f"noted in {PASSES.relative_to(ROOT)}: {name}")

@@ -1,14 +1,15 @@
 "Evaluation: every token counted once, the right bytes, and the same figures however the work is cut up."
 import math
 from itertools import islice
+from random import Random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, tale_log_prob, write_tales
-from llm_course.evaluation import bits_by_choice, evaluate, judge, loss_table, score, token_losses, windows
+from llm_course.corpus import CourseError, read_tale, tale_log_prob, write_tales
+from llm_course.evaluation import ask, bits_by_choice, document_windows, evaluate, judge, loss_table, score, token_losses, windows
 from llm_course.gpt import GPT, ModelConfig
 from llm_course.tokenizer import train_tokenizer
 
@@ -53,9 +54,10 @@ def naive_losses(model: GPT, tokenizer, document: str, stride: int) -> list[floa
     "One token at a time, in float64, with the context that the docstring promises."
     context = model.config.seq_len
     tokens = [tokenizer.eos_id, *tokenizer.encode_document(document)]
-    losses = []
+    text, losses = len(tokens) - 2, []
     for i in range(1, len(tokens)):
-        start = max(0, math.ceil((i - context) / stride) * stride)
+        end = min(context + max(0, math.ceil((i - context) / stride)) * stride, text) if i <= text else i
+        start = max(0, end - context)
         with torch.no_grad():
             logits = model(torch.tensor([tokens[start:i]]))[0, -1].double()
         losses.append((logits.logsumexp(0) - logits[tokens[i]]).item())
@@ -75,7 +77,26 @@ def test_every_token_is_predicted_once_from_enough_context(n, context, data):
         for target in window.targets[len(window.targets) - window.new :]:
             assert target - window.start >= min(target, context - stride + 1)
             predicted.append(target)
+        assert len(window.ids) == min(context, n)  # the last one too is filled, from the left
+        assert (window.start == 0) == (window.targets[0] == 1 and window.new == len(window.ids))  # the first, and no other
     assert predicted == tokens[1:]
+
+
+@pytest.mark.parametrize("length", [0, 1, 22, 23, 24, 25, 26, 47, 48, 49, 100])
+@pytest.mark.parametrize("stride", [1, 11, 24])
+def test_the_windows_of_a_text_do_not_depend_on_its_end(model, tokenizer, length, stride):
+    "`</s>` goes with the text's last window where it fits, and is alone in one more where it does not."
+    document = "~" * length  # one token each
+    text = list(windows([tokenizer.eos_id, *tokenizer.encode(document)], 24, stride))
+    assert sum(window.new for window in text) == length
+    found = list(document_windows(model, tokenizer, document, stride))
+    assert found[-1].targets[-1] == tokenizer.eos_id and sum(window.new for window in found) == length + 1
+    if length < 24:
+        (window,) = found
+        assert window.ids[:-1] == [tokenizer.eos_id, *tokenizer.encode(document)][:-1]
+    else:
+        assert found[:-1] == text and (found[-1].new, len(found[-1].ids)) == (1, 24)
+    assert [window.start == 0 for window in found] == [True] + [False] * (len(found) - 1)
 
 
 # ---- losses against one token at a time
@@ -120,6 +141,19 @@ def test_the_end_of_a_document_is_predicted_and_counted(model, tokenizer, tales)
     ends = sum(naive_losses(model, tokenizer, tale, found.stride)[-1] for tale in tales[:3])
     assert math.isclose(found.eos_nats, ends, rel_tol=1e-4)
     assert found.tokens == sum(len(tokenizer.encode(tale)) + 1 for tale in tales[:3])
+
+
+def test_without_ends_is_what_the_text_alone_costs(model, tokenizer, tales):
+    "The predictions of the text are the same, asked for the end or not; and taking the ends away twice takes nothing more."
+    documents = [*tales[:3], "x", tales[3][:60]]
+    found = evaluate(model, tokenizer, documents, stride=7)
+    alone = found.without_ends
+    texts = [windows([tokenizer.eos_id, *tokenizer.encode(document)], 24, 7) for document in documents]
+    losses = torch.cat([losses for text in texts for _, losses in score(model, text, 3)])
+    assert alone.tokens == len(losses) == found.tokens - len(documents) and (alone.eos_tokens, alone.eos_nats) == (0, 0)
+    assert math.isclose(alone.nats, losses.sum(), rel_tol=1e-6)
+    assert (alone.bytes, alone.words, alone.documents, alone.floor_bits) == (found.bytes, found.words, 5, found.floor_bits)
+    assert alone.without_ends == alone and alone.bits_per_byte < found.bits_per_byte
 
 
 # ---- bytes
@@ -174,6 +208,35 @@ def test_judge_gives_verdicts_and_the_share_that_is_right(tales):
     judgement = judge([tales[0], tales[1].replace("Once", "Twice"), tales[2]])
     assert [verdict.right for verdict in judgement.verdicts] == [True, False, True]
     assert math.isclose(judgement.right, 2 / 3)
+
+
+# ---- questions
+
+def test_a_question_has_one_answer_by_the_grammar_itself():
+    "The text goes on with the right word only; each other word is told nowhere in it, and breaks the grammar where it stands."
+    random, seen = Random(3), []
+    for tale in write_tales(11, 60):
+        question = ask(tale, random)
+        assert len(set(question.options)) == 4 and tale.startswith(f"{question.text} {question.options[question.answer]}")
+        assert question.options[question.answer] in question.text
+        for i, option in enumerate(question.options):
+            verdict = read_tale(f"{question.text} {option}")
+            begun = len(question.text) + 1
+            assert (verdict.position == begun + len(option)) == (i == question.answer), (question, option, verdict)
+            assert i == question.answer or option not in tale
+        seen.append(question.answer)
+    assert all(seen.count(place) > 5 for place in range(4))  # the right one stands anywhere
+
+
+def test_questions_are_the_same_for_a_seed_and_differ_between_seeds():
+    tales = write_tales(5, 12)
+    first, again, other = ([ask(tale, random) for tale in tales] for random in (Random(1), Random(1), Random(2)))
+    assert first == again != other
+
+
+def test_no_question_is_asked_about_what_is_no_tale():
+    with pytest.raises(CourseError, match="no tale"):
+        ask("Once upon a time, no more.", Random(0))
 
 
 # ---- memory, precision, mistakes

@@ -5,8 +5,10 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import struct
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course.corpus import CourseError, held_out, tales, write_tales
-from llm_course.packing import Manifest, Shards, batch_indices, get_batch, shuffled, write_shards
+from llm_course.packing import (
+    Manifest,
+    Shards,
+    TokenFiles,
+    batch_indices,
+    get_batch,
+    read_ends,
+    shuffled,
+    token_files,
+    write_ends,
+    write_shards,
+)
 from llm_course.tokenizer import train_tokenizer
 
 TALES = write_tales(0, 60)
@@ -23,6 +36,19 @@ TOKENIZER = train_tokenizer([*TALES, "東京 🦊"], 600)
 
 def stream_of(documents) -> list[int]:
     return [i for document in documents for i in TOKENIZER.encode_document(document)]
+
+
+def among(document: str, others: list[str]) -> bool:
+    """Whether a document is one of the others, whatever its line endings."""
+    return any(document.replace("\r\n", "\n").strip("\r\n") == other.replace("\r\n", "\n").strip("\r\n") for other in others)
+
+
+def put(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2") -> Path:
+    """A token file and its index, as datatrove writes them."""
+    folder.mkdir(exist_ok=True)
+    np.array([i for document in documents for i in document], dtype).tofile(folder / f"{name}.ds")
+    write_ends(folder / f"{name}.ds.index", [len(document) for document in documents])
+    return folder / f"{name}.ds"
 
 
 @pytest.fixture
@@ -40,7 +66,7 @@ def folder(tmp_path):
 )
 def test_every_token_once(tmp_path_factory, train, val, shard_tokens, seq_len):
     """Any documents, empty ones and all scripts, any shard size: the stream is the documents, each once and in order."""
-    out, kept = tmp_path_factory.mktemp("any"), [document for document in train if document not in val]
+    out, kept = tmp_path_factory.mktemp("any"), [document for document in train if not among(document, val)]
     if len(stream_of(kept)) <= seq_len:
         with pytest.raises(CourseError, match=f"needs {seq_len + 1}"):
             write_shards(train, TOKENIZER, out, val_documents=val, seq_len=seq_len, shard_tokens=shard_tokens)
@@ -72,7 +98,7 @@ def test_number_of_shards_does_not_matter(tmp_path):
 
 @pytest.mark.parametrize("vocab_size, dtype, code", [(600, "<u2", 8), (65_536, "<u2", 8), (65_537, "<u4", 4)])
 def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
-    """The index follows megatron-core's IndexedDataset field by field, for two and four bytes a token."""
+    """The index follows Megatron-core's IndexedDataset field by field, for two and four bytes a token; datatrove's has ends."""
 
     class Large:  # a tokenizer of any size, whose document is one token, the largest
         model, sha256, eos_id = b"", hashlib.sha256(b"").hexdigest(), 1
@@ -87,6 +113,7 @@ def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
     assert np.frombuffer(raw, "<i4", 3, 34).tolist() == [2, 2, 2]
     assert np.frombuffer(raw, "<i8", 3, 46).tolist() == [0, 2 * size, 4 * size]
     assert np.frombuffer(raw, "<i8", 4, 70).tolist() == [0, 1, 2, 3] and len(raw) == 102
+    assert np.fromfile(tmp_path / "s" / "train-00000.bin.index", "<u8").tolist() == [2, 4, 6]
     last = vocab_size - 1
     assert np.fromfile(tmp_path / "s" / "train-00000.bin", dtype).tolist() == [5, last, 6, last, 7, last]
     assert Shards(tmp_path / "s").document(2).tolist() == [7, last]
@@ -247,6 +274,42 @@ def test_damage(folder):
         (folder / "val-00000.idx").write_bytes(damaged)
         with pytest.raises(CourseError, match="val-00000.idx is missing, or not an index"):
             Shards(folder, "val").document(0)
+    (folder / "val-00000.idx").write_bytes(index)
+    ends = read_ends(folder / "val-00000.bin.index")
+    for wrong in (ends[:-1], ends[1:], np.sort([*ends[1:], 5]), [*ends, ends[-1]], [*ends[:-1], ends[-1] + 1]):
+        np.asarray(wrong, "<u8").tofile(folder / "val-00000.bin.index")
+        with pytest.raises(CourseError, match="val-00000.bin.index is damaged"):
+            Shards(folder, "val").verify()
+    (folder / "val-00000.bin.index").unlink()
+    with pytest.raises(CourseError, match="val-00000.bin.index is missing"):
+        Shards(folder, "val").verify()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin", "train-00000.idx", "train-00000.bin.index"])
+def test_one_bit_is_found(name, folder):
+    """Of whatever file: in the first byte, in the last, and somewhere between; and so is a byte too few or too many."""
+    path = folder / name
+    whole = path.read_bytes()
+    flips = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in {0, 8, len(whole) // 2, len(whole) - 2}]
+    for damaged in (*flips, whole[:-3], whole + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(CourseError, match=re.escape(name)):
+            Shards(folder).verify()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folders")
+def test_two_runs_do_not_mix(folder):
+    """The second to come is told so, and what the first writes is whole."""
+    def first():
+        yield from TALES[:50]
+        with pytest.raises(CourseError, match="Another run is writing to .*shards.new"):
+            write_shards(TALES, TOKENIZER, folder, seq_len=8)
+        yield from TALES[50:]
+
+    manifest = write_shards(first(), TOKENIZER, folder, seq_len=8, val_documents=[])
+    assert sum(shard.documents for shard in manifest.splits["train"]) == len(TALES)
+    Shards(folder).verify()
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_wrong_places(folder, tmp_path):
@@ -294,3 +357,130 @@ def test_validation_that_is_the_training_text(tmp_path):
     """The same file given as both is told for what it is."""
     with pytest.raises(CourseError, match="60 documents were left out because validation has them"):
         write_shards(TALES, TOKENIZER, tmp_path / "s", val_documents=TALES, seq_len=32)
+
+
+def test_validation_ends_its_lines_otherwise(tmp_path):
+    """A training document whose copy in validation has lost its last line ending, or has other ones, is left out as well."""
+    train = [*TALES, "one\r\ntwo\r\n", "three\n", "four"]
+    manifest = write_shards(train, TOKENIZER, tmp_path / "s", val_documents=["one\ntwo", "three", "\nfour"], seq_len=32)
+    assert manifest.excluded == 3 and sum(shard.documents for shard in manifest.splits["train"]) == len(TALES)
+
+
+# Token files, as datatrove writes them; tests/test_other_readers.py has datatrove itself
+
+NAMES = st.sampled_from(["</s>", "<unk>", "\u2581", "\r\n", "\0", " ", "a"])
+TEXTS = st.lists(NAMES | st.text(max_size=9), max_size=9).map("".join)
+
+
+def as_raw(text: str) -> list[int]:
+    """The tokens of a document as the `tokenizers` library makes them: it looks for the names of special pieces first."""
+    special = {"</s>": [TOKENIZER.eos_id], "<unk>": [TOKENIZER.unk_id]}
+    parts = re.split("(</s>|<unk>)", text)
+    return [i for part in parts for i in special.get(part) or TOKENIZER.encode(part)] + [TOKENIZER.eos_id]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    files=st.lists(st.lists(TEXTS, max_size=8), min_size=1, max_size=4),
+    block=st.integers(1, 40),
+)
+def test_token_files(tmp_path_factory, files, block):
+    """Any documents in any number of files, read in blocks of any size: texts and tokens as if we had tokenized them."""
+    folder, texts = tmp_path_factory.mktemp("tokens"), [text for file in files for text in file]
+    for i, file in enumerate(files):
+        put(folder, f"{i:05d}", [as_raw(text) for text in file])
+    if not texts:
+        with pytest.raises(CourseError, match="holds no documents"):
+            TokenFiles(folder, TOKENIZER)
+        return
+    corpus = TokenFiles(folder, TOKENIZER)
+    found = list(corpus.tokenized(block))
+    assert [(d.text, d.ids.tolist()) for d in found] == [(text, TOKENIZER.encode_document(text)) for text in texts]
+    assert corpus.mended == sum("</s>" in text or "<unk>" in text for text in texts) and corpus.documents == len(texts)
+
+
+def test_where_token_files_are(tmp_path):
+    """A file, a folder, a glob; other files beside them are left alone; where there are none, a sentence."""
+    files = [put(tmp_path / "tokens", name, [[1]]) for name in ("a", "b", "c")]
+    for other in ("a.ds.loss", "a.ds.metadata", "notes.txt"):
+        (tmp_path / "tokens" / other).write_text("")
+    (tmp_path / "tokens" / "d.ds").mkdir()
+    assert token_files(tmp_path / "tokens") == token_files(f"{tmp_path}/tokens/*") == token_files(f"{tmp_path}/**/*.ds") == files
+    assert token_files(files[1]) == files[1:2]
+    for nothing in (tmp_path, tmp_path / "tokens" / "notes.txt", tmp_path / "missing.ds", "corpus.txt"):
+        assert token_files(nothing) == []
+        with pytest.raises(CourseError, match="names no .ds files"):
+            TokenFiles(nothing, TOKENIZER)
+
+
+@pytest.mark.parametrize("documents, sentence", [
+    ([[600, 1]], "holds token 600, and the vocabulary has but 600; .* another tokenizer"),
+    ([[300, 1], [65_535, 1]], "holds token 65,535"),
+    ([[300, 1], [301, 302]], "document 1 does not end with </s>; give DocumentTokenizer .*eos_token"),
+    ([[300, 1], [], [301, 1]], "document 1 does not end with </s>"),
+    ([[]], "document 0 does not end with </s>"),
+    ([[2 + 0xE6, 1]], "document 0 is not UTF-8; .* another tokenizer"),
+    ([[2 + 0x41, 2 + 0x6E, 2 + 0x64, 1]], "this tokenizer writes document 0, 'And'…, in other tokens"),
+])  # fmt: skip
+def test_token_files_that_are_not_ours(tmp_path, documents, sentence):
+    """What this tokenizer does not make is refused, with the file, the document and what to do."""
+    path = put(tmp_path, "x", documents)
+    with pytest.raises(CourseError, match=sentence) as error:
+        write_shards(TokenFiles(path, TOKENIZER).tokenized(), TOKENIZER, tmp_path / "s", seq_len=1)
+    assert str(path) in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "s").exists()
+
+
+def test_token_files_that_do_not_fit(tmp_path):
+    """Another size of token, a file or an index that is cut, an index that goes back, and none at all are each told apart."""
+    documents = [TOKENIZER.encode_document(tale) for tale in TALES[:5]]
+    path = put(tmp_path, "x", documents, "<u4")
+    with pytest.raises(CourseError, match="4 bytes a token, and a vocabulary of 600 takes 2"):
+        TokenFiles(path, TOKENIZER)
+    put(tmp_path, "x", documents)
+    whole, index = path.read_bytes(), Path(f"{path}.index").read_bytes()
+    for cut in (b"", whole[:-1], whole[:-2], whole + b"\0"):
+        path.write_bytes(cut)
+        with pytest.raises(CourseError, match="its index counts"):
+            TokenFiles(path, TOKENIZER)
+    path.write_bytes(whole)
+    for sentence, others in (("is not an index", (index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8)),
+                             ("its index counts", (index[:-8], b""))):
+        for other in others:
+            Path(f"{path}.index").write_bytes(other)
+            with pytest.raises(CourseError, match=sentence):
+                TokenFiles(path, TOKENIZER)
+    Path(f"{path}.index").unlink()
+    with pytest.raises(CourseError, match="x.ds.index cannot be read"):
+        TokenFiles(path, TOKENIZER)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), which=st.sampled_from(["", ".index"]), block=st.sampled_from([1, 100, 2**16]))
+def test_damaged_token_files(tmp_path_factory, data, which, block):
+    """Whatever bytes are changed, added or lost: a sentence, or documents that are text and end where they should."""
+    path = put(tmp_path_factory.mktemp("tokens"), "x", [TOKENIZER.encode_document(tale) for tale in TALES[:4]])
+    damaged = Path(f"{path}{which}")
+    content = bytearray(damaged.read_bytes())
+    start = data.draw(st.integers(0, len(content)))
+    content[start : start + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=20))
+    damaged.write_bytes(content)
+    try:
+        for document in TokenFiles(path, TOKENIZER).tokenized(block):
+            assert TOKENIZER.decode(document.ids.tolist()) == document.text and document.ids[-1] == TOKENIZER.eos_id
+    except CourseError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_memory_does_not_grow_with_token_files(tmp_path):
+    """Forty times the tokens take no more memory, beside the index: eight bytes a document."""
+
+    def peak(n):
+        path = put(tmp_path, "x", [TOKENIZER.encode_document(tale) for tale in TALES] * n)
+        tracemalloc.start()
+        write_shards(TokenFiles(path, TOKENIZER).tokenized(block=4096), TOKENIZER, tmp_path / "s", val_documents=[], seq_len=32)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    peak(1)
+    assert peak(40) < peak(1) + 200_000

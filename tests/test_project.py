@@ -162,6 +162,28 @@ def test_every_notebook_and_config_is_in_the_readme():
         assert path.stem in readme, f"README.md does not say what {path.name} is"
 
 
+def test_what_the_readme_promises_of_other_programs_is_tested():
+    "Each row of the table of other programs names its tests; a row with a command of its own says when that passed, and with what."
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.search(r"^\| program \| what holds \| test \|\n\|[-|]+\|\n((?:\|.*\n)+)", readme, re.M)[1].splitlines()
+    passes = json.loads((ROOT / "tests" / "last_pass.json").read_text())
+    for row in rows:
+        program, _, tests = (cell.strip() for cell in row.strip("|").rsplit("|", 2))
+        named = re.findall(r"`(test_\w+(?:\.py)?)`", tests)
+        assert named, row
+        for name in named:
+            assert (ROOT / "tests" / name).exists() if name.endswith(".py") else defines(name), f"there is no {name}"
+        if "make " in tests:
+            last = passes[program]
+            for word in (last["day"], *(f"{package} {number}" for package, number in last["versions"].items())):
+                assert word in tests, f"{program}: tests/last_pass.json says {word}, and README.md does not"
+    assert set(passes) == {row.split("|")[1].strip() for row in rows if "make " in row}
+
+
+def defines(test: str) -> bool:
+    return any(f"def {test}(" in path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+
+
 def test_parameter_counts_in_the_readme_are_right():
     "The table of configs names the parameters of each as the formula counts them."
     from llm_course.training import load_config
