@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import struct
 import sys
@@ -136,14 +137,27 @@ def reads_object(folder: Path) -> None:
     read_json(folder / "x.json")
 
 
+def reads_latest(folder: Path) -> None:
+    load_checkpoint(folder / "latest")
+
+
+def trains(folder: Path) -> None:
+    train(load_config(folder / "run.json"), folder / "shards", folder / "out", device="cpu", progress=False, say=quiet)
+
+
+READERS = {reader.__name__: reader for reader in (
+    reads_config, reads_checkpoint, reads_latest, resumes, trains, reads_shards, reads_index, reads_tokens, reads_tokenizer, reads_corpus,
+    reads_log, reads_stages, reads_object)}
+
 # The process that reads
 
 WRITES = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"}
 CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}
 PROGRAM = tuple(os.path.realpath(place) for place in (sys.prefix, sys.base_prefix, ROOT / "llm_course", "/proc", "/sys", "/usr", "/dev"))
+IDLE = "torchinductor"  # in the name of a folder that torch makes when it first imports its compiler
 
 
-def serve(pipe: object, readers: dict[str, Callable[[Path], None]]) -> None:
+def serve(pipe: object) -> None:
     "Read what is asked for and tell how it went, until this process is killed."
     inside, strayed = "", []
 
@@ -155,7 +169,7 @@ def serve(pipe: object, readers: dict[str, Callable[[Path], None]]) -> None:
         for path in args[:2] if event in ("os.rename", "os.link") else args[:1] if event in WRITES else ():
             place = os.path.realpath(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else inside
             reading = event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if not f"{place}/".startswith(f"{inside}/") and not (reading and place.startswith(PROGRAM)):
+            if not f"{place}/".startswith(f"{inside}/") and IDLE not in place and not (reading and place.startswith(PROGRAM)):
                 strayed.append(f"{event} {place}")
 
     warnings.simplefilter("ignore")
@@ -169,7 +183,7 @@ def serve(pipe: object, readers: dict[str, Callable[[Path], None]]) -> None:
         strayed.clear()
         try:
             inside = os.path.realpath(folder)
-            readers[name](Path(folder))
+            READERS[name](Path(folder))
             answer = "taken"
         except CourseError as error:
             answer = "refused" if str(error).strip() else "refused without a word"
@@ -190,8 +204,7 @@ class Reading:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        readers = {name: reader for name, reader in globals().items() if name.startswith(("reads_", "resumes"))}
-        self.process = context.Process(target=serve, args=(theirs, readers), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
         assert self.pipe.poll(120) and self.pipe.recv() == "ready"
@@ -201,6 +214,12 @@ class Reading:
             self.process.kill()
             self.process.join()
         self.process = None
+
+    @property
+    def peak(self) -> int:
+        "The most memory that the process has ever had, in bytes, without what it shares; 0 where the system does not tell."
+        status = Path(f"/proc/{self.process.pid}/status")
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
 
     def outcome(self, reader: Callable, folder: Path) -> str:
         "How it ends when `reader` opens what lies in `folder`."
@@ -684,3 +703,174 @@ def test_stages(reading: Reading, place: Path) -> None:
     def check(data: bytes) -> None:
         judge(reading.outcome(reads_stages, put(place / "stages", {"stages.json": data})))
     check()
+
+
+# What somebody would try first
+
+def refused(outcome: str) -> None:
+    assert outcome == "refused", outcome
+
+
+@pytest.mark.parametrize("number", [10**5, 10**7, 10**9, 10**12, 10**30, 10**400], ids=lambda n: f"1e{len(str(n)) - 1}")
+@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim",
+                                   "max_position_embeddings", "rope_theta", "rms_norm_eps"])
+def test_absurd_sizes(reading: Reading, good: Path, place: Path, field: str, number: int) -> None:
+    "A model of any size on paper, with weights of another: refused before memory is filled, though a long context or a strange constant may do."
+    folder = copied(good / "other", place)
+    config = json.loads((folder / "config.json").read_bytes())
+    more = {"num_attention_heads": number, "num_key_value_heads": number} if "heads" in field else {}
+    put(folder, {"config.json": as_json({**config, field: number, **more, **({"rope_parameters": {}} if field == "rope_theta" else {})})})
+    (judge if field in ("rope_theta", "rms_norm_eps", "max_position_embeddings") else refused)(reading.outcome(reads_checkpoint, folder))
+
+
+def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> None:
+    "Weights whose header agrees with a config too large for memory, in a file that takes no place on the disk."
+    folder = copied(good / "other", place)
+    config = json.loads((folder / "config.json").read_bytes()) | {"hidden_size": 2**19, "intermediate_size": 2**19}
+    size, = struct.unpack("<Q", (data := (folder / "model.safetensors").read_bytes())[:8])
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    old = {8: config["hidden_size"], 12: config["intermediate_size"]}
+    for name, told in json.loads(data[8:8 + size]).items():
+        if name != "__metadata__":
+            shape = [old.get(n, n) for n in told["shape"]]
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at := at + 4 * math.prod(shape)]}
+    put(folder, {"config.json": as_json(config), "model.safetensors": tensors(as_json(header), b"")})
+    try:
+        os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size + at)
+    except OSError:
+        pytest.skip("this disk has no files with holes of that size")
+    refused(reading.outcome(reads_checkpoint, folder))
+
+
+@pytest.mark.parametrize("name", ["../weights.safetensors", "{}/weights.safetensors", "below/../../weights.safetensors", "..", ".", "", "/dev/zero", "\0", 5, None, ["a"]], ids=str)
+def test_an_index_that_leads_elsewhere(reading: Reading, good: Path, place: Path, name: object) -> None:
+    "The files of weights lie in the model's folder, and nowhere else, even where that would work."
+    root = place / f"index-{len(list(place.iterdir()))}"
+    folder = shutil.copytree(good / "other", root / "model")
+    (folder / "below").mkdir()
+    (folder / "model.safetensors").rename(root / "weights.safetensors")
+    name = name.format(root) if isinstance(name, str) else name
+    put(folder, {"model.safetensors.index.json": as_json({"weight_map": {"model.norm.weight": name}})})
+    refused(reading.outcome(reads_checkpoint, folder))
+
+
+def test_links(reading: Reading, good: Path, place: Path) -> None:
+    "`latest` in a stranger's folder that names a place elsewhere, itself, or nothing."
+    for target in ("latest", "/", "/etc", "../..", "nothing", "/dev/zero", "x" * 255):
+        folder = put(place / f"links-{len(list(place.iterdir()))}", {})
+        (folder / "latest").symlink_to(target)
+        refused(reading.outcome(reads_latest, folder))
+    for name in ("config.json", "model.safetensors", "tokenizer.model"):
+        folder = copied(good / "other", place)
+        (folder / name).unlink()
+        (folder / name).symlink_to(name)
+        refused(reading.outcome(reads_checkpoint, folder))
+
+
+class Evil:
+    "An object whose pickle runs a program."
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"echo ran > '{self.path}'",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_no_pickle_runs_code(reading: Reading, good: Path, place: Path, zipped: bool, nested: bool) -> None:
+    "Neither a trainer.pt nor a pytorch_model.bin, nor weights that are a pickle under a safe name."
+    import torch
+    token = place / f"ran-{zipped}-{nested}"
+    torch.save({"step": 1, "optimizers": [{"state": Evil(token)}]} if nested else Evil(token), buffer := BytesIO(), _use_new_zipfile_serialization=zipped)
+    evil = buffer.getvalue()
+    root = put(place / f"evil-{zipped}-{nested}", {})
+    shutil.copytree(good / "shards", root / "shards")
+    folder = shutil.copytree(good / "run/step-000004", root / "step-000002")
+    shutil.copy(good / "run.json", root)
+    put(folder, {"trainer.pt": evil})
+    seal(folder, "trainer.pt")
+    refused(reading.outcome(resumes, root))
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        other = copied(good / "other", place)
+        (other / "model.safetensors").unlink()
+        put(other, {name: evil, "training_args.bin": evil})
+        refused(reading.outcome(reads_checkpoint, other))
+    assert not token.exists()
+    buffer.seek(0)
+    torch.load(buffer, weights_only=False)
+    assert token.exists(), "the pickle is harmless, so this test shows nothing"
+
+
+def test_a_pickle_that_swells(reading: Reading, good: Path, place: Path) -> None:
+    "A small trainer.pt whose compressed members are gigabytes."
+    root = put(place / "swells", {})
+    shutil.copytree(good / "shards", root / "shards")
+    folder = shutil.copytree(good / "run/step-000004", root / "step-000002")
+    shutil.copy(good / "run.json", root)
+    data = (folder / "trainer.pt").read_bytes()
+    with zipfile.ZipFile(BytesIO(data)) as old, zipfile.ZipFile(folder / "trainer.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+        for name in old.namelist():
+            with new.open(name, "w", force_zip64=True) as member:
+                if name.endswith("data/0"):
+                    for _ in range(768):
+                        member.write(bytes(2**20))
+                else:
+                    member.write(old.read(name))
+    assert (folder / "trainer.pt").stat().st_size < 1e7
+    seal(folder, "trainer.pt")
+    reading.stop()  # so that the highest memory is that of this case
+    refused(reading.outcome(resumes, root))
+    assert reading.peak < 768 * 2**20, f"{reading.peak / 2**20:,.0f} MB"
+
+
+@pytest.mark.parametrize("reader, name", [("reads_object", "x.json"), ("reads_config", "config.json"), ("reads_log", "log.jsonl"), ("reads_shards", "manifest.json"),
+                                          ("reads_checkpoint", "manifest.json"), ("reads_tokenizer", "tokenizer.model"), ("reads_index", "x.index"),
+                                          ("reads_corpus", "x.txt"), ("reads_corpus", "x.jsonl")])
+def test_endless_files(reading: Reading, place: Path, reader: str, name: str) -> None:
+    "A file of a terabyte that takes no place on the disk: one line of zeros."
+    folder = put(place / f"endless-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: b""})
+    write_index(folder / "x.idx", [1], 2)
+    try:
+        os.truncate(folder / name, 2**40)
+    except OSError:
+        pytest.skip("this disk has no files with holes of that size")
+    refused(reading.outcome(READERS[reader], folder))
+
+
+DEEP = b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+WIDE = json.dumps({f"k{i}": 0 for i in range(100_000)}).encode()
+DIGITS = b'{"text": ' + b"9" * 1_000_000 + b"}"
+
+
+@pytest.mark.parametrize("data", [DEEP, WIDE, DIGITS], ids=["deep", "wide", "digits"])
+@pytest.mark.parametrize("reader, name", [("reads_object", "x.json"), ("reads_config", "config.json"), ("reads_log", "log.jsonl"), ("reads_shards", "manifest.json"),
+                                          ("reads_checkpoint", "manifest.json"), ("reads_stages", "stages.json"), ("reads_corpus", "x.jsonl")])
+def test_json_of_any_form(reading: Reading, place: Path, reader: str, name: str, data: bytes) -> None:
+    "Brackets within brackets, 100,000 keys, a number of a million digits: read in a moment, or refused."
+    folder = put(place / f"form-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: data + b"\n"})
+    judge(reading.outcome(READERS[reader], folder))
+
+
+@pytest.mark.parametrize("change", [dict(tokens=0), dict(documents=-1), dict(documents=10**9), dict(name="x" * 300 + "-1"), dict(name="train-99999"), dict(bytes=-1)], ids=str)
+def test_counts_that_lie(reading: Reading, good: Path, place: Path, change: dict) -> None:
+    "A manifest of shards whose counts or names are not those of the files."
+    folder = copied(good / "shards", place)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["splits"]["train"][0] |= change
+    put(folder, {"manifest.json": as_json(manifest), **({"train-00000.bin": b""} if "tokens" in change else {})})
+    judge(reading.outcome(reads_shards, folder))
+
+
+def test_tokens_that_the_model_does_not_know(reading: Reading, good: Path, place: Path) -> None:
+    "Shards whose sums are right, and whose ids are beyond the vocabulary."
+    root = put(place / "unknown", {"run.json": (good / "run.json").read_bytes()})
+    folder = shutil.copytree(good / "shards", root / "shards")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    for shard in manifest["splits"]["train"]:
+        data = b"\xff\xff" * shard["tokens"]
+        put(folder, {f"{shard['name']}.bin": data})
+        shard["sha256"] = sha256(data).hexdigest()
+    put(folder, {"manifest.json": as_json(manifest)})
+    refused(reading.outcome(trains, root))
