@@ -55,7 +55,7 @@ llama := 0.3.36
 test-llama: $(ready) ## open a saved model in llama.cpp, built from its source the first time: minutes, with a C++ compiler
 	@ls .cache/llama/llama_cpp_python-$(llama)-*.whl > /dev/null 2>&1 || { \
 	  echo "Building llama.cpp into .cache/llama: once, some minutes."; CMAKE_ARGS="-DGGML_NATIVE=OFF" \
-	  "$(bin)/python" -m pip wheel --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+	  "$(bin)/python" -m pip wheel --disable-pip-version-check --no-deps --no-cache-dir --no-binary llama-cpp-python \
 	    --wheel-dir .cache/llama llama-cpp-python==$(llama); }
 	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
 	  --find-links .cache/llama llama-cpp-python==$(llama)

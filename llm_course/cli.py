@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS', 'FREE',
-           'device_option', 'EXPORTS', 'LONG', 'sentence', 'Stage', 'speak', 'Program', 'main', 'typed_command',
-           'next_command', 'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales',
-           'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed',
-           'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'prepare', 'config_fields', 'overrides',
-           'field_comments', 'describe_config', 'visible', 'sample', 'train', 'open_checkpoint', 'figures', 'evaluate',
-           'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat',
-           'export', 'draw_losses', 'show_results', 'show_stories', 'demo']
+           'device_option', 'verify_option', 'EXPORTS', 'LONG', 'sentence', 'Stage', 'speak', 'cleaning_up', 'Program',
+           'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar',
+           'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path',
+           'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'prepare', 'config_fields',
+           'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
+           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
+           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'draw_losses', 'show_results', 'show_stories',
+           'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -23,6 +24,7 @@ import shlex
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from inspect import getsource
@@ -53,8 +55,9 @@ class Stage(click.Command):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo(f"{ctx.command_path}: stopped.", err=True)
+        except KeyboardInterrupt as stop:
+            if not stop.args:  # what has something to say about it has said it
+                click.echo(f"{ctx.command_path}: stopped.", err=True)
             ctx.exit(130)
         except Exception as error:
             if (message := sentence(error)) is None:
@@ -68,6 +71,18 @@ def speak(line: str = "", err: bool = False) -> None:
         click.echo(line, err=err)
 
 # %% ../nbs/99_cli.ipynb #90a1ede2
+@contextlib.contextmanager
+def cleaning_up() -> Iterator[None]:
+    "Within it, SIGTERM ends a stage as an error does: it cleans up behind itself."
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number)) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
 class Program(click.Group):
     "The stages in the order of the work; one line on stderr and exit status 2 for whatever the user got wrong."
 
@@ -85,7 +100,8 @@ class Program(click.Group):
     def main(self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object) -> None:
         words = sys.argv[1:] if args is None else list(args)
         try:
-            sys.exit(super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0)
+            with cleaning_up():
+                sys.exit(super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0)
         except click.ClickException as error:
             where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
             speak(f"{where}: {' '.join(error.format_message().split())}", err=True)
@@ -392,38 +408,53 @@ def sample(model: object, tokenizer: object) -> str:
 # %% ../nbs/99_cli.ipynb #9bb2c2f7
 FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
+verify_option = click.option("--verify/--no_verify", default=True, help="Read every byte first, to see that none has changed.")
+
+
+def refuse_shape(typed: dict[str, str], init_from: str) -> None:
+    "CourseError where a flag asks for another shape than the weights have."
+    from llm_course.corpus import CourseError
+    from llm_course.gpt import ModelConfig
+    for name in typed:
+        if name in {field.name for field in fields(ModelConfig)} - {"seq_len"}:
+            raise CourseError(f"--{name} is part of the shape, which comes from --init_from {init_from}: leave it out.")
 
 
 @main.command(context_settings=FREE)
 @click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, if there is one.")
-@click.option("--init_from", help="Begin with the shape and the weights of a checkpoint, or of a Qwen3 folder of transformers.")
+@click.option("--init_from", help="Begin with the weights, and the shape but for the context, of a checkpoint or a Qwen3 folder.")
 @click.option("--data", default=SHARDS, help="The shards to train on.")
 @click.option("--out", default=CHECKPOINTS, help="Where checkpoints and the log go.")
 @device_option
+@verify_option
 @click.option("--show", is_flag=True, help="Print the config and what each field means, and stop.")
 @click.pass_context
-def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool) -> None:
+def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool,
+          verify: bool) -> None:
     """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4; see --show."""
     from llm_course.training import load_config
     from llm_course.training import train as run
-    chosen = load_config(config, overrides(ctx.args, ctx.command))
+    typed = overrides(ctx.args, ctx.command)
+    chosen = load_config(config, typed)
     if show:
         click.echo(describe_config(chosen))
         return
+    if init_from:
+        refuse_shape(typed, init_from)
     result = run(chosen, data, out, resume=resume, init_from=init_from, device=device, sampler=sample, say=speak,
-                 command=typed_command(ctx))
+                 command=typed_command(ctx), verify=verify)
     speak(table({"steps": result.steps, "tokens seen": result.tokens, "training loss": result.loss,
                  "validation loss": "none" if math.isnan(result.val_loss) else result.val_loss, "checkpoint": result.checkpoint}))
     speak(next_command("eval", ckpt=f"{out}/latest"))
 
 # %% ../nbs/99_cli.ipynb #11987b2a
-def open_checkpoint(ckpt: str, tok: str | None, device: str) -> object:
+def open_checkpoint(ckpt: str, tok: str | None, device: str, verify: bool = True) -> object:
     "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given and it has one."
     from llm_course.tokenizer import Tokenizer
     from llm_course.training import load_checkpoint, pick_device
     named = Tokenizer.load(tok) if tok else None
-    checkpoint = load_checkpoint(ckpt, pick_device(device), named)
+    checkpoint = load_checkpoint(ckpt, pick_device(device), named, verify)
     if named:
         checkpoint.check_tokenizer(named, tok)
     checkpoint.model.eval()
@@ -448,18 +479,22 @@ def figures(evaluation: object) -> dict[str, object]:
 @click.option("--harness", is_flag=True, help="Count as lm-evaluation-harness does: windows side by side, no end of document.")
 @click.option("--batch_size", type=click.IntRange(min=1), default=8, help="Windows at a time; the result does not depend on it.")
 @device_option
+@verify_option
 @reads_text
 def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, harness: bool, batch_size: int, device: str,
-             documents: str, errors: str) -> None:
+             verify: bool, documents: str, errors: str) -> None:
     "Measure a model on a text, in bits per byte."
     from llm_course import evaluation
-    checkpoint = open_checkpoint(ckpt, tok, device)
+    if harness and stride:
+        raise click.UsageError("--harness has a stride of its own, the context: leave --stride out.")
+    checkpoint = open_checkpoint(ckpt, tok, device, verify)
     text = open_corpus(source, documents, errors)
-    stride = stride or (checkpoint.model.config.seq_len if harness else None)
+    stride = checkpoint.model.config.seq_len if harness else stride
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, text, stride=stride, batch_size=batch_size,
                                 progress=sys.stderr.isatty())
-    found = found.without_ends if harness else found
-    click.echo(table({"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len} | figures(found)))
+    counted = "as lm-evaluation-harness does" if harness else "with the end of each document"
+    rows = {"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len, "counted": counted}
+    click.echo(table(rows | figures(found.without_ends if harness else found)))
     click.echo(next_command("generate", ckpt=ckpt))
 
 # %% ../nbs/99_cli.ipynb #e6539547
@@ -494,7 +529,7 @@ def writes_text(stage: Callable) -> Callable:
         click.option("--repetition_penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
                      help="Above 1: fewer repeats."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="The same seed, the same text."),
-        device_option]
+        device_option, verify_option]
     for flag in reversed(flags):
         stage = flag(stage)
     return stage
@@ -505,10 +540,10 @@ def writes_text(stage: Callable) -> Callable:
 @writes_text
 @click.option("--num_samples", "--n", "n", type=click.IntRange(min=1), default=1, help="How many texts.")
 @click.option("--check", is_flag=True, help="Ask the grammar of the tales about each text.")
-def generate(tok: str | None, ckpt: str, device: str, prompt: str, n: int, check: bool, **settings: float) -> None:
+def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str, n: int, check: bool, **settings: float) -> None:
     "Write on from a prompt."
     from llm_course.sampling import stream_text
-    checkpoint = open_checkpoint(ckpt, tok, device)
+    checkpoint = open_checkpoint(ckpt, tok, device, verify)
     check_prompt(checkpoint, prompt)
     seed = settings.pop("seed")
     for i in range(n):
@@ -675,12 +710,12 @@ def typed_lines(stop: Callable) -> Iterator[str]:
 # %% ../nbs/99_cli.ipynb #a8bd5359
 @main.command()
 @writes_text
-def chat(tok: str | None, ckpt: str, device: str, seed: int | None, **settings: float) -> None:
+def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None, **settings: float) -> None:
     "Write on from what you type, again and again. Lines from a pipe do as well."
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their line a sentence, and only that line
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-    talk, refused = Chat(open_checkpoint(ckpt, tok, device), seed, settings, keyboard), False
+    talk, refused = Chat(open_checkpoint(ckpt, tok, device, verify), seed, settings, keyboard), False
     if keyboard:
         click.echo("Type how a text begins: the model writes on, it does not answer. See /help.")
     for line in typed_lines(talk.stop) if keyboard else (line.rstrip("\r\n") for line in sys.stdin or ()):
@@ -697,7 +732,7 @@ def chat(tok: str | None, ckpt: str, device: str, seed: int | None, **settings: 
         sys.exit(2)
 
 # %% ../nbs/99_cli.ipynb #e0990002
-EXPORTS = {"hf": "artifacts/export/hf", "gguf": "artifacts/export/model.gguf"}
+EXPORTS = {"hf": "artifacts/export/model", "gguf": "artifacts/export/model.gguf"}
 LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -709,23 +744,28 @@ LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 @click.option("--out", help=f"Where it goes.  [default: {EXPORTS['hf']} or {EXPORTS['gguf']}]")
 @click.option("--dtype", type=click.Choice([*LONG, "q8_0"]), help="Of the weights; q8_0 in GGUF alone.  [default: f32, in GGUF f16]")
 @click.option("--input", "source", default=VALIDATION, help="hf: the text on which the figures of the card are measured.")
-@click.option("--name", help="What the model is called.  [default: as its folder]")
-@click.option("--license", help="As the Hub writes it: mit, apache-2.0, ...  [default: mit, if the text is tales]")
+@click.option("--name", help="What the model is called.  [default: as the folder or the file]")
+@click.option("--license", help="As the Hub writes it: mit, apache-2.0, ...")
 @reads_text
 def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | None, source: str, documents: str, errors: str,
-           **about: str | None) -> None:
+           name: str | None, license: str | None) -> None:
     "Write a model for other programs: a folder to publish, or one file."
     from llm_course import sharing
+    fits = {"hf": list(LONG), "gguf": list(sharing.GGUF_DTYPES)}[form]
+    if dtype and dtype not in fits:
+        raise click.UsageError(f"--dtype {dtype} does not go with --to {form}, which takes {', '.join(fits)}.")
+    if form == "gguf" and source != VALIDATION:
+        raise click.UsageError("--input is for the card of --to hf: a GGUF file has none.")
     checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
     if form == "gguf":
-        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, **about)]
+        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, name=name or Path(out).stem, license=license)]
     else:
-        measured = source != VALIDATION or Path(source).exists()
-        click.echo(f"Measuring, for the card: {source}" if measured else f"There is no {source}: the card says that nothing was measured.")
-        text = open_corpus(source, documents, errors) if measured else None
-        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG.get(dtype or "f32", dtype), say=click.echo, **about)
+        text = open_corpus(source, documents, errors) if source != VALIDATION or Path(source).exists() else None
+        click.echo("That is measured for the card." if text else f"There is no {source}: the card says that nothing was measured.")
+        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=click.echo, name=name, license=license)
         made = sorted(folder.iterdir())
     click.echo(table({str(path): path.stat().st_size for path in made}))
+    click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
 def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:

@@ -135,10 +135,15 @@ def _processor(model: bytes) -> spm.SentencePieceProcessor:
     """SentencePiece with `model` loaded; `CourseError` when the bytes are no model, or one without an end of document."""
     try:
         processor = spm.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
+        for i in range(processor.vocab_size()):
+            processor.id_to_piece(i)
+    except (RuntimeError, UnicodeDecodeError):
         raise CourseError("This is not a SentencePiece model; `llm-course tokenizer` makes one.") from None
     if processor.eos_id() < 0:
         raise CourseError("This tokenizer has no </s> piece to end a document with; `llm-course tokenizer` makes one that has.")
+    size, unknown, end = processor.vocab_size(), processor.unk_id(), processor.eos_id()
+    if not 0 <= unknown < size or not end < size or not processor.is_unknown(unknown) or not processor.is_control(end):
+        raise CourseError("The special pieces of this tokenizer are not where it says; `llm-course tokenizer` makes one that is sound.")
     return processor
 
 

@@ -278,11 +278,38 @@ def test_damage(folder):
     ends = read_ends(folder / "val-00000.bin.index")
     for wrong in (ends[:-1], ends[1:], np.sort([*ends[1:], 5]), [*ends, ends[-1]], [*ends[:-1], ends[-1] + 1]):
         np.asarray(wrong, "<u8").tofile(folder / "val-00000.bin.index")
-        with pytest.raises(CourseError, match="indexes of .*val-00000.bin do not agree"):
+        with pytest.raises(CourseError, match="val-00000.bin.index is damaged"):
             Shards(folder, "val").verify()
     (folder / "val-00000.bin.index").unlink()
-    with pytest.raises(CourseError, match="val-00000.bin.index cannot be read"):
+    with pytest.raises(CourseError, match="val-00000.bin.index is missing"):
         Shards(folder, "val").verify()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin", "train-00000.idx", "train-00000.bin.index"])
+def test_one_bit_is_found(name, folder):
+    """Of whatever file: in the first byte, in the last, and somewhere between; and so is a byte too few or too many."""
+    path = folder / name
+    whole = path.read_bytes()
+    flips = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in {0, 8, len(whole) // 2, len(whole) - 2}]
+    for damaged in (*flips, whole[:-3], whole + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(CourseError, match=re.escape(name)):
+            Shards(folder).verify()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folders")
+def test_two_runs_do_not_mix(folder):
+    """The second to come is told so, and what the first writes is whole."""
+    def first():
+        yield from TALES[:50]
+        with pytest.raises(CourseError, match="Another run is writing to .*shards.new"):
+            write_shards(TALES, TOKENIZER, folder, seq_len=8)
+        yield from TALES[50:]
+
+    manifest = write_shards(first(), TOKENIZER, folder, seq_len=8, val_documents=[])
+    assert sum(shard.documents for shard in manifest.splits["train"]) == len(TALES)
+    Shards(folder).verify()
+    assert not list(folder.parent.glob(".*"))
 
 
 def test_wrong_places(folder, tmp_path):
