@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 
 from llm_course.corpus import Corpus, CourseError, write_tales
 from llm_course.gpt import ModelConfig
-from llm_course.packing import Manifest, Shards, TokenFiles, read_ends, read_index, write_ends, write_index, write_shards
+from llm_course.packing import Manifest, Shards, TokenFiles, read_ends, read_index, sealed, write_ends, write_index, write_shards
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.training import (Config, Stages, TrainingConfig, load_checkpoint, load_config, pick_device, prune, read_json, read_log,
-                                 resume_run, sealed, start_run, train)
+from llm_course.training import (Config, Stages, TrainingConfig, json_bytes, load_checkpoint, load_config, pick_device, prune, read_json,
+                                 read_log, resume_run, start_run, train)
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 
@@ -279,7 +279,12 @@ def seal(folder: Path, *names: str, **fields: object) -> None:
     for name in names:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(sealed({**manifest, **fields})))
+    (folder / "manifest.json").write_bytes(json_bytes(sealed({**manifest, **fields})))
+
+
+def seal_shards(manifest: object) -> bytes:
+    "The manifest of shards with a seal of its own."
+    return json.dumps(sealed(manifest) if isinstance(manifest, dict) else manifest, indent=1).encode() + b"\n"
 
 
 # Changes: of bytes, of JSON, of safetensors, of pickles, of protocol buffers
@@ -516,7 +521,7 @@ def test_checkpoint_manifest(reading: Reading, good: Path, place: Path) -> None:
     folder, data = copied(good / "run/step-000004", place), (good / "run/step-000004/manifest.json").read_bytes()
 
     def resealed(manifest: object) -> bytes:
-        return as_json(sealed(manifest) if isinstance(manifest, dict) else manifest)
+        return json_bytes(sealed(manifest) if isinstance(manifest, dict) else manifest)
 
     @fuzzed
     @given(st.one_of(*[twisted(json.loads(data)).map(resealed)] * 3, hostile_json(data)))
@@ -612,15 +617,19 @@ def test_shards(reading: Reading, good: Path, place: Path) -> None:
     manifest = (source / "manifest.json").read_bytes()
     told = json.loads(manifest)
 
-    def of_tokens(data: bytes) -> dict[str, bytes]:
-        "Changed tokens that the manifest says are right."
-        changed = copy.deepcopy(told)
-        changed["splits"]["train"][0] |= {"sha256": sha256(data).hexdigest(), "tokens": len(data) // 2}
-        return {"train-00000.bin": data, "manifest.json": as_json(changed)}
+    def with_sums(name: str, data: bytes) -> dict[str, bytes]:
+        "A changed file that the manifest says is right."
+        changed, what = copy.deepcopy(told), {"bin": "sha256", "idx": "idx_sha256", "index": "index_sha256"}[name.rpartition(".")[2]]
+        shard = changed["splits"][name[:name.index("-")]][0]
+        shard |= {what: sha256(data).hexdigest(), **({"tokens": len(data) // 2} if what == "sha256" else {})}
+        return {name: data, "manifest.json": seal_shards(changed)}
 
-    case = st.one_of(*[hostile_json(manifest).map(lambda data: {"manifest.json": data})] * 3,
-                     *[bent((source / name).read_bytes()).map(lambda data, name=name: {name: data}) for name in names],
-                     bent((source / names[0]).read_bytes()).map(of_tokens))
+    case = st.one_of(*[twisted(told).map(lambda told: {"manifest.json": seal_shards(told)})] * 4,
+                     hostile_json(manifest).map(lambda data: {"manifest.json": data}),
+                     *[bent((source / name).read_bytes()).map(lambda data, name=name: with_sums(name, data)) for name in names],
+                     *[numbers((source / names[1]).read_bytes(), code, start).map(lambda data: with_sums(names[1], data))
+                       for code, start in (("<q", 18), ("<i", 34))],
+                     numbers((source / names[2]).read_bytes(), "<q").map(lambda data: with_sums(names[2], data)))
 
     @fuzzed
     @given(case)
@@ -859,7 +868,7 @@ def test_counts_that_lie(reading: Reading, good: Path, place: Path, change: dict
     folder = copied(good / "shards", place)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["splits"]["train"][0] |= change
-    put(folder, {"manifest.json": as_json(manifest), **({"train-00000.bin": b""} if "tokens" in change else {})})
+    put(folder, {"manifest.json": seal_shards(manifest), **({"train-00000.bin": b""} if "tokens" in change else {})})
     judge(reading.outcome(reads_shards, folder))
 
 
@@ -872,5 +881,5 @@ def test_tokens_that_the_model_does_not_know(reading: Reading, good: Path, place
         data = b"\xff\xff" * shard["tokens"]
         put(folder, {f"{shard['name']}.bin": data})
         shard["sha256"] = sha256(data).hexdigest()
-    put(folder, {"manifest.json": as_json(manifest)})
+    put(folder, {"manifest.json": seal_shards(manifest)})
     refused(reading.outcome(trains, root))
