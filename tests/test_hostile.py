@@ -1,8 +1,9 @@
 """Files from a stranger: whatever stands in them, a reader takes them or refuses them with our own error, and does nothing else.
 
 Each reader meets good files that were changed in a few places, and files that were never good. It reads them in a process of its
-own, which tells how that ended: so a crash, a loop without end, a size that fills memory and a path that leads elsewhere are found
-too. `make fuzz` tries 10,000 cases a reader; without it there are 300, always the same."""
+own, which tells how that ended: so a crash, a loop without end, a size that fills memory and a path that leads elsewhere are
+found too. `make fuzz` tries 10,000 cases a reader; without it there are 300, always the same."""
+
 import copy
 import json
 import math
@@ -30,16 +31,35 @@ from llm_course.corpus import Corpus, CourseError, write_tales
 from llm_course.gpt import ModelConfig
 from llm_course.packing import Manifest, Shards, TokenFiles, read_ends, read_index, sealed, write_ends, write_index, write_shards
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.training import (Config, Stages, TrainingConfig, json_bytes, load_checkpoint, load_config, pick_device, prune, read_json,
-                                 read_log, resume_run, start_run, train)
+from llm_course.training import (
+    Config,
+    Stages,
+    TrainingConfig,
+    json_bytes,
+    load_checkpoint,
+    load_config,
+    pick_device,
+    prune,
+    read_json,
+    read_log,
+    resume_run,
+    start_run,
+    train,
+)
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = int(os.environ.get("LLM_COURSE_CASES", 300))  # of each reader
 SECONDS, ROOM = 20, 2**30  # what one case may take: time, and bytes of memory beyond what the process has
-fuzzed = settings(max_examples=CASES, deadline=None, derandomize=CASES <= 300, database=None,
-                  suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate, Phase.shrink))
+fuzzed = settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize=CASES <= 300,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+)
 
 
 def quiet(*words: object) -> None:
@@ -145,15 +165,43 @@ def trains(folder: Path) -> None:
     train(load_config(folder / "run.json"), folder / "shards", folder / "out", device="cpu", progress=False, say=quiet)
 
 
-READERS = {reader.__name__: reader for reader in (
-    reads_config, reads_checkpoint, reads_latest, resumes, trains, reads_shards, reads_index, reads_tokens, reads_tokenizer, reads_corpus,
-    reads_log, reads_stages, reads_object)}
+READERS = {
+    reader.__name__: reader
+    for reader in (
+        reads_config,
+        reads_checkpoint,
+        reads_latest,
+        resumes,
+        trains,
+        reads_shards,
+        reads_index,
+        reads_tokens,
+        reads_tokenizer,
+        reads_corpus,
+        reads_log,
+        reads_stages,
+        reads_object,
+    )
+}
 
 # The process that reads
 
-WRITES = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree"}
+WRITES = {
+    "open",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+}
 CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}
-PROGRAM = tuple(os.path.realpath(place) for place in (sys.prefix, sys.base_prefix, ROOT / "llm_course", "/proc", "/sys", "/usr", "/dev"))
+PROGRAM = tuple(
+    os.path.realpath(place) for place in (sys.prefix, sys.base_prefix, ROOT / "llm_course", "/proc", "/sys", "/usr", "/dev")
+)
 IDLE = "torchinductor"  # in the name of a folder that torch makes when it first imports its compiler
 
 
@@ -251,6 +299,7 @@ def reading() -> Iterator[Reading]:
 
 # Good files
 
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A finished run of a very small model: shards, two checkpoints, a log; and the same model as a folder of another program."
@@ -289,15 +338,36 @@ def seal_shards(manifest: object) -> bytes:
 
 # Changes: of bytes, of JSON, of safetensors, of pickles, of protocol buffers
 
-NUMBERS = [0, -1, 1, 2, 3, 255, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**6, 10**9, 10**12, 10**18, 10**30, 10**400, 10**4298, -10**400, 0.5, 1e-320,
-           1e308, -0.0, math.nan, math.inf, -math.inf, True, False, None]
-TEXTS = ["", "x", "..", "../x", "/etc/passwd", "a/b", "\0", "\ud800", "\u0660", "1", "1e999", "F64", "C64", "BOOL", "train-1", "9" * 300, "x" * 5000]
-ODD = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(TEXTS), st.integers(-5, 500), st.floats(),
-                st.recursive(st.sampled_from([0, 1, "a", None]), lambda inner: st.lists(inner, max_size=3)
-                             | st.dictionaries(st.sampled_from(["a", "step", "text"]), inner, max_size=3), max_leaves=5))
-PIECES = st.one_of(st.binary(max_size=8), st.sampled_from(
-    [b"\0", b"\xff", b"\n", b"\r\n", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0" * 999, b"9" * 5000, b"[" * 9000,
-     b'{"a":' * 9000, b"NaN", b"-Infinity", b"1e999", b"\\ud800", b'"x":1,', b"<|endoftext|>", b"\x80\x04", b"\xff" * 8, b"\x7f" + b"\xff" * 7]))
+# fmt: off
+NUMBERS = [
+    0, -1, 1, 2, 3, 255, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**6, 10**9, 10**12, 10**18, 10**30, 10**400, 10**4298,
+    -10**400, 0.5, 1e-320, 1e308, -0.0, math.nan, math.inf, -math.inf, True, False, None,
+]
+
+TEXTS = [
+    "", "x", "..", "../x", "/etc/passwd", "a/b", "\0", "\ud800", "\u0660", "1", "1e999", "F64", "C64", "BOOL", "train-1",
+    "9" * 300, "x" * 5000,
+]
+# fmt: on
+ODD = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.sampled_from(TEXTS),
+    st.integers(-5, 500),
+    st.floats(),
+    st.recursive(
+        st.sampled_from([0, 1, "a", None]),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "step", "text"]), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
+# fmt: off
+AWKWARD = [
+    b"\0", b"\xff", b"\n", b"\r\n", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\0" * 999,
+    b"9" * 5000, b"[" * 9000, b'{"a":' * 9000, b"NaN", b"-Infinity", b"1e999", b"\\ud800", b'"x":1,', b"<|endoftext|>",
+    b"\x80\x04", b"\xff" * 8, b"\x7f" + b"\xff" * 7,
+]
+# fmt: on
+PIECES = st.one_of(st.binary(max_size=8), st.sampled_from(AWKWARD))
 
 
 @st.composite
@@ -308,10 +378,10 @@ def bent(draw: Callable, data: bytes) -> bytes:
         end = min(len(data), at + draw(st.sampled_from([1, 1, 2, 4, 8, 30, 500])))
         kind = draw(st.sampled_from(["flip", "over", "insert", "leave", "double", "cut"]))
         if kind == "flip" and at < len(data):
-            data = data[:at] + bytes([data[at] ^ 1 << draw(st.integers(0, 7))]) + data[at + 1:]
+            data = data[:at] + bytes([data[at] ^ 1 << draw(st.integers(0, 7))]) + data[at + 1 :]
         elif kind in ("over", "insert"):
             piece = draw(PIECES)
-            data = data[:at] + piece + data[at + (len(piece) if kind == "over" else 0):]
+            data = data[:at] + piece + data[at + (len(piece) if kind == "over" else 0) :]
         else:
             data = {"leave": data[:at] + data[end:], "double": data[:end] + data[at:], "cut": data[:at]}.get(kind, data)
     return data
@@ -353,7 +423,13 @@ def as_json(value: object) -> bytes:
 
 def hostile_json(data: bytes) -> st.SearchStrategy[bytes]:
     "A JSON file, bent or twisted, or none at all."
-    return st.one_of(twisted(json.loads(data)).map(as_json), twisted(json.loads(data)).map(as_json), bent(data), st.binary(max_size=50), ODD.map(as_json))
+    return st.one_of(
+        twisted(json.loads(data)).map(as_json),
+        twisted(json.loads(data)).map(as_json),
+        bent(data),
+        st.binary(max_size=50),
+        ODD.map(as_json),
+    )
 
 
 def tensors(header: bytes, body: bytes, length: int | None = None) -> bytes:
@@ -364,13 +440,15 @@ def tensors(header: bytes, body: bytes, length: int | None = None) -> bytes:
 @st.composite
 def hostile_tensors(draw: Callable, data: bytes) -> bytes:
     "A safetensors file with another header, a header that lies about its length, another body, or bent bytes."
-    size, = struct.unpack("<Q", data[:8])
-    header, body = data[8:8 + size], data[8 + size:]
+    (size,) = struct.unpack("<Q", data[:8])
+    header, body = data[8 : 8 + size], data[8 + size :]
     kind = draw(st.sampled_from(["header", "header", "types", "length", "bent", "random", "body"]))
     if kind == "header":
         return tensors(draw(hostile_json(header)), body)
     if kind == "types":
-        types = st.sampled_from(["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64", "U64", "F6_E2M3"])
+        types = st.sampled_from(
+            ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64", "U64", "F6_E2M3"]
+        )
         told = json.loads(header)
         one = draw(st.sampled_from([name for name in told if name != "__metadata__"]))
         told[one]["dtype"] = draw(types)
@@ -379,10 +457,21 @@ def hostile_tensors(draw: Callable, data: bytes) -> bytes:
         grown = int((end - begin) * wide)
         for name, entry in told.items():
             if name != "__metadata__":
-                entry["data_offsets"] = [o + (grown - end + begin if o >= end and (name, k) != (one, 0) else 0) for k, o in enumerate(entry["data_offsets"])]
+                entry["data_offsets"] = [
+                    o + (grown - end + begin if o >= end and (name, k) != (one, 0) else 0)
+                    for k, o in enumerate(entry["data_offsets"])
+                ]
         return tensors(as_json(told), body[:begin] + body[begin:end].ljust(grown, b"\1")[:grown] + body[end:])
     if kind == "length":
-        return tensors(header, body, draw(st.sampled_from([0, 1, size - 1, size + 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 9, 2**64 - 1, 99_999_999, 100_000_001])))
+        return tensors(
+            header,
+            body,
+            draw(
+                st.sampled_from(
+                    [0, 1, size - 1, size + 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 9, 2**64 - 1, 99_999_999, 100_000_001]
+                )
+            ),
+        )
     return {"bent": draw(bent(data)), "random": draw(st.binary(max_size=60)), "body": tensors(header, draw(bent(body)))}[kind]
 
 
@@ -398,6 +487,7 @@ def rezipped(data: bytes, change: Callable[[str, bytes], bytes], method: int = z
 def hostile_pickle(draw: Callable, data: bytes, state: dict) -> bytes:
     "A trainer.pt with other values, a bent pickle inside it, or bent itself."
     import torch
+
     kind = draw(st.sampled_from(["values", "values", "values", "inside", "inside", "bent", "random", "plain"]))
     if kind == "values":
         torch.save(draw(twisted(state)), buffer := BytesIO())
@@ -433,7 +523,7 @@ def message(data: bytes) -> list[list] | None:
             size = {0: 0, 1: 8, 2: 0, 5: 4}[tag & 7]
             value = number() if tag & 7 in (0, 2) else 0
             if size := value if tag & 7 == 2 else size:
-                value, at = data[at:at + size], at + size
+                value, at = data[at : at + size], at + size
             elif tag & 7 == 2:
                 value = b""
             if at > len(data):
@@ -457,7 +547,13 @@ def hostile_message(draw: Callable, data: bytes, depth: int = 0) -> bytes:
     if not fields:
         return draw(bent(data))
     for _ in range(draw(st.integers(1, 3))):
-        at = draw(st.one_of(st.integers(0, len(fields) - 1), st.integers(0, min(6, len(fields) - 1)), st.integers(max(0, len(fields) - 3), len(fields) - 1)))
+        at = draw(
+            st.one_of(
+                st.integers(0, len(fields) - 1),
+                st.integers(0, min(6, len(fields) - 1)),
+                st.integers(max(0, len(fields) - 3), len(fields) - 1),
+            )
+        )
         field = fields[at]
         kind = draw(st.sampled_from(["inside", "inside", "inside", "value", "value", "leave", "double", "move", "add"]))
         if kind in ("inside", "value") and field[1] == 0:
@@ -465,8 +561,16 @@ def hostile_message(draw: Callable, data: bytes, depth: int = 0) -> bytes:
         elif kind == "inside" and field[1] == 2 and depth < 3 and field[2]:
             field[2] = draw(hostile_message(field[2], depth + 1))
         elif kind in ("inside", "value"):
-            field[2] = draw(st.sampled_from([b"", b"<0x41>", b"<0xZZ>", b"<0x>", b"</s>", b"<unk>", "▁".encode(), b"\xff\xfe", b"a" * 3000])
-                            | st.binary(max_size=40)) if field[1] == 2 else draw(st.binary(min_size=len(field[2]), max_size=len(field[2])))
+            field[2] = (
+                draw(
+                    st.sampled_from(
+                        [b"", b"<0x41>", b"<0xZZ>", b"<0x>", b"</s>", b"<unk>", "▁".encode(), b"\xff\xfe", b"a" * 3000]
+                    )
+                    | st.binary(max_size=40)
+                )
+                if field[1] == 2
+                else draw(st.binary(min_size=len(field[2]), max_size=len(field[2])))
+            )
         elif kind == "leave" and len(fields) > 1:
             del fields[at]
         elif kind == "double":
@@ -475,11 +579,14 @@ def hostile_message(draw: Callable, data: bytes, depth: int = 0) -> bytes:
             fields.insert(draw(st.integers(0, len(fields) - 1)), fields.pop(at))
         elif kind == "add":
             wire = draw(st.sampled_from([0, 2]))
-            fields.insert(at, [draw(st.integers(1, 60)), wire, draw(st.integers(0, 2**64 - 1) if wire == 0 else st.binary(max_size=20))])
+            fields.insert(
+                at, [draw(st.integers(1, 60)), wire, draw(st.integers(0, 2**64 - 1) if wire == 0 else st.binary(max_size=20))]
+            )
     return packed(fields)
 
 
 # The readers, each with its thousands of cases
+
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:
     "Let `folder` hold these files beside what it has."
@@ -499,20 +606,32 @@ def copied(source: Path, place: Path) -> Path:
 @pytest.mark.parametrize("flags", [False, True], ids=["", "flags"])
 def test_config(reading: Reading, good: Path, place: Path, flags: bool) -> None:
     "The file of a run's settings, alone and with flags on top of it."
+
     @fuzzed
     @given(hostile_json((good / "run.json").read_bytes()))
     def check(data: bytes) -> None:
-        judge(reading.outcome(reads_config, put(place / f"config-{flags}", {"config.json": data, **({"flags": b""} if flags else {})})))
+        judge(
+            reading.outcome(
+                reads_config, put(place / f"config-{flags}", {"config.json": data, **({"flags": b""} if flags else {})})
+            )
+        )
+
     check()
 
 
 def test_json(reading: Reading, good: Path, place: Path) -> None:
     "`read_json`, by which each of our JSON files is read."
+
     @fuzzed
-    @given(st.one_of(hostile_json((good / "run/step-000004/config.json").read_bytes()), st.recursive(
-        ODD, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(as_json)))
+    @given(
+        st.one_of(
+            hostile_json((good / "run/step-000004/config.json").read_bytes()),
+            st.recursive(ODD, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(as_json),
+        )
+    )
     def check(data: bytes) -> None:
         judge(reading.outcome(reads_object, put(place / "json", {"x.json": data})))
+
     check()
 
 
@@ -527,6 +646,7 @@ def test_checkpoint_manifest(reading: Reading, good: Path, place: Path) -> None:
     @given(st.one_of(*[twisted(json.loads(data)).map(resealed)] * 3, hostile_json(data)))
     def check(manifest: bytes) -> None:
         judge(reading.outcome(reads_checkpoint, put(folder, {"manifest.json": manifest})))
+
     check()
 
 
@@ -541,6 +661,7 @@ def test_checkpoint_shape(reading: Reading, good: Path, place: Path) -> None:
         if isinstance(part, dict):
             seal(folder, config={**config, **part})
             judge(reading.outcome(reads_checkpoint, folder))
+
     check()
 
 
@@ -555,12 +676,14 @@ def test_checkpoint_files(reading: Reading, good: Path, place: Path, name: str) 
         put(folder, {name: changed})
         seal(folder, name)
         judge(reading.outcome(reads_checkpoint, folder))
+
     check()
 
 
 def test_trainer_state(reading: Reading, good: Path, place: Path) -> None:
     "What a run resumes from, sealed."
     import torch
+
     folder = place / "resumed"
     folder.mkdir()
     for name in ("shards", "run/step-000002"):
@@ -576,17 +699,25 @@ def test_trainer_state(reading: Reading, good: Path, place: Path) -> None:
         put(folder / "step-000002", {"trainer.pt": changed})
         seal(folder / "step-000002", "trainer.pt")
         judge(reading.outcome(resumes, folder))
+
     check()
 
 
 def test_model_from_elsewhere(reading: Reading, good: Path, place: Path) -> None:
     "A Qwen3 folder: its config.json, of any size, its weights, or an index of several files."
-    folder, files = copied(good / "other", place), {name: (good / "other" / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    index = as_json({"metadata": {}, "weight_map": {name: "model.safetensors" for name in ("lm_head.weight", "model.norm.weight")}})
+    folder, files = (
+        copied(good / "other", place),
+        {name: (good / "other" / name).read_bytes() for name in ("config.json", "model.safetensors")},
+    )
+    index = as_json(
+        {"metadata": {}, "weight_map": {name: "model.safetensors" for name in ("lm_head.weight", "model.norm.weight")}}
+    )
     shutil.copy(folder / "model.safetensors", place / "x")
-    case = st.one_of(st.tuples(st.just("config.json"), hostile_json(files["config.json"])),
-                     st.tuples(st.just("model.safetensors"), hostile_tensors(files["model.safetensors"])),
-                     st.tuples(st.just("model.safetensors.index.json"), hostile_json(index)))
+    case = st.one_of(
+        st.tuples(st.just("config.json"), hostile_json(files["config.json"])),
+        st.tuples(st.just("model.safetensors"), hostile_tensors(files["model.safetensors"])),
+        st.tuples(st.just("model.safetensors.index.json"), hostile_json(index)),
+    )
 
     @fuzzed
     @given(case)
@@ -596,6 +727,7 @@ def test_model_from_elsewhere(reading: Reading, good: Path, place: Path) -> None
             judge(reading.outcome(reads_checkpoint, folder))
         finally:
             (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+
     check()
 
 
@@ -607,6 +739,7 @@ def test_tokenizer(reading: Reading, good: Path, place: Path) -> None:
     @given(st.one_of(*[hostile_message(data)] * 3, bent(data), st.binary(max_size=200)))
     def check(model: bytes) -> None:
         judge(reading.outcome(reads_tokenizer, put(place / "tokenizer", {"tokenizer.model": model})))
+
     check()
 
 
@@ -619,23 +752,31 @@ def test_shards(reading: Reading, good: Path, place: Path) -> None:
 
     def with_sums(name: str, data: bytes) -> dict[str, bytes]:
         "A changed file that the manifest says is right."
-        changed, what = copy.deepcopy(told), {"bin": "sha256", "idx": "idx_sha256", "index": "index_sha256"}[name.rpartition(".")[2]]
-        shard = changed["splits"][name[:name.index("-")]][0]
+        changed, what = (
+            copy.deepcopy(told),
+            {"bin": "sha256", "idx": "idx_sha256", "index": "index_sha256"}[name.rpartition(".")[2]],
+        )
+        shard = changed["splits"][name[: name.index("-")]][0]
         shard |= {what: sha256(data).hexdigest(), **({"tokens": len(data) // 2} if what == "sha256" else {})}
         return {name: data, "manifest.json": seal_shards(changed)}
 
-    case = st.one_of(*[twisted(told).map(lambda told: {"manifest.json": seal_shards(told)})] * 4,
-                     hostile_json(manifest).map(lambda data: {"manifest.json": data}),
-                     *[bent((source / name).read_bytes()).map(lambda data, name=name: with_sums(name, data)) for name in names],
-                     *[numbers((source / names[1]).read_bytes(), code, start).map(lambda data: with_sums(names[1], data))
-                       for code, start in (("<q", 18), ("<i", 34))],
-                     numbers((source / names[2]).read_bytes(), "<q").map(lambda data: with_sums(names[2], data)))
+    case = st.one_of(
+        *[twisted(told).map(lambda told: {"manifest.json": seal_shards(told)})] * 4,
+        hostile_json(manifest).map(lambda data: {"manifest.json": data}),
+        *[bent((source / name).read_bytes()).map(lambda data, name=name: with_sums(name, data)) for name in names],
+        *[
+            numbers((source / names[1]).read_bytes(), code, start).map(lambda data: with_sums(names[1], data))
+            for code, start in (("<q", 18), ("<i", 34))
+        ],
+        numbers((source / names[2]).read_bytes(), "<q").map(lambda data: with_sums(names[2], data)),
+    )
 
     @fuzzed
     @given(case)
     def check(files: dict[str, bytes]) -> None:
         put(folder, {name: (source / name).read_bytes() for name in [*names, "manifest.json"]} | files)
         judge(reading.outcome(reads_shards, folder))
+
     check()
 
 
@@ -646,8 +787,10 @@ def numbers(draw: Callable, data: bytes, code: str, start: int = 0) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         at = start + size * draw(st.integers(0, max(0, (len(data) - start) // size - 1)))
         bits = 8 * size - 1
-        number = draw(st.sampled_from([0, 1, 2, -1, -2**bits, 2**bits - 1, 2**(bits - 1), 255]) | st.integers(-2**bits, 2**bits - 1))
-        data = data[:at] + struct.pack(code, number) + data[at + size:]
+        number = draw(
+            st.sampled_from([0, 1, 2, -1, -(2**bits), 2**bits - 1, 2 ** (bits - 1), 255]) | st.integers(-(2**bits), 2**bits - 1)
+        )
+        data = data[:at] + struct.pack(code, number) + data[at + size :]
     return data
 
 
@@ -658,9 +801,13 @@ def test_indexes(reading: Reading, place: Path) -> None:
     idx, ends = ((place / name).read_bytes() for name in ("x.idx", "x.index"))
 
     @fuzzed
-    @given(st.one_of(bent(idx), numbers(idx, "<q", 18), numbers(idx, "<i", 34)), st.one_of(st.just(ends), bent(ends), numbers(ends, "<q")))
+    @given(
+        st.one_of(bent(idx), numbers(idx, "<q", 18), numbers(idx, "<i", 34)),
+        st.one_of(st.just(ends), bent(ends), numbers(ends, "<q")),
+    )
     def check(one: bytes, other: bytes) -> None:
         judge(reading.outcome(reads_index, put(place / "index", {"x.idx": one, "x.index": other})))
+
     check()
 
 
@@ -676,19 +823,24 @@ def test_token_files(reading: Reading, good: Path, place: Path) -> None:
     @given(st.one_of(st.just(data), bent(data), numbers(data, "<h")), st.one_of(st.just(ends), bent(ends), numbers(ends, "<q")))
     def check(tokens: bytes, index: bytes) -> None:
         judge(reading.outcome(reads_tokens, put(place / "tokens", {"x.ds": tokens, "x.ds.index": index})))
+
     check()
 
 
 def test_corpus(reading: Reading, good: Path, place: Path) -> None:
     "Text and .jsonl in every form."
     text = "One.\n\nTwo <|endoftext|> three 東京.\r\n\r\n\n<|endoftext|>🦊 four\n".encode()
-    lines = b'{"text": "one"}\n\n{"text": "two \\u6771 \\ud83e\\udd8a", "id": 5, "meta": {"a": [1, 2]}}\r\n{"id": 1, "text": "three"}\n'
+    lines = b'{"text": "one"}\n\n{"text": "two \\u6771 \\ud83e\\udd8a", "meta": {"a": [1, 2]}}\r\n{"id": 1, "text": "three"}\n'
     line = twisted({"text": "one", "meta": [1, {"text": "two"}]}).map(as_json)
 
     @fuzzed
-    @given(st.one_of(bent(text), st.binary(max_size=100), st.text().map(lambda t: t.encode("utf-16"))), st.one_of(bent(lines), line, st.binary(max_size=60)))
+    @given(
+        st.one_of(bent(text), st.binary(max_size=100), st.text().map(lambda t: t.encode("utf-16"))),
+        st.one_of(bent(lines), line, st.binary(max_size=60)),
+    )
     def check(plain: bytes, jsonl: bytes) -> None:
         judge(reading.outcome(reads_corpus, put(place / "corpus", {"x.txt": plain, "x.jsonl": jsonl})))
+
     check()
 
 
@@ -696,50 +848,81 @@ def test_log(reading: Reading, good: Path, place: Path) -> None:
     "A run's log, which decides which checkpoint is the best."
     data = (good / "run/log.jsonl").read_bytes()
     entries = [json.loads(line) for line in data.splitlines()]
-    lines = lambda entries: b"".join(as_json(entry) + b"\n" for entry in entries) if isinstance(entries, list) else as_json(entries)
+    lines = lambda entries: (
+        b"".join(as_json(entry) + b"\n" for entry in entries) if isinstance(entries, list) else as_json(entries)
+    )
 
     @fuzzed
-    @given(st.one_of(twisted(entries).map(lines), twisted([{"step": 1, "val_loss": 2.5}, {"step": 2, "val_loss": 3}]).map(lines), bent(data), st.binary(max_size=60)))
+    @given(
+        st.one_of(
+            twisted(entries).map(lines),
+            twisted([{"step": 1, "val_loss": 2.5}, {"step": 2, "val_loss": 3}]).map(lines),
+            bent(data),
+            st.binary(max_size=60),
+        )
+    )
     def check(log: bytes) -> None:
         judge(reading.outcome(reads_log, put(place / "log", {"log.jsonl": log})))
+
     check()
 
 
 def test_stages(reading: Reading, place: Path) -> None:
     "What the demo remembers of its stages."
+
     @fuzzed
     @given(hostile_json(b'{"corpus": {"n": 1}, "tokenizer": {"vocab_size": 400, "corpus": "ab"}}'))
     def check(data: bytes) -> None:
         judge(reading.outcome(reads_stages, put(place / "stages", {"stages.json": data})))
+
     check()
 
 
 # What somebody would try first
+
 
 def refused(outcome: str) -> None:
     assert outcome == "refused", outcome
 
 
 @pytest.mark.parametrize("number", [10**5, 10**7, 10**9, 10**12, 10**30, 10**400], ids=lambda n: f"1e{len(str(n)) - 1}")
-@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "head_dim",
-                                   "max_position_embeddings", "rope_theta", "rms_norm_eps"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+        "vocab_size",
+        "head_dim",
+        "max_position_embeddings",
+        "rope_theta",
+        "rms_norm_eps",
+    ],
+)
 def test_absurd_sizes(reading: Reading, good: Path, place: Path, field: str, number: int) -> None:
-    "A model of any size on paper, with weights of another: refused before memory is filled, though a long context or a strange constant may do."
+    "A model of any size on paper, with weights of another, is refused before memory is filled. (What no weight shows may do.)"
     folder = copied(good / "other", place)
     config = json.loads((folder / "config.json").read_bytes())
     more = {"num_attention_heads": number, "num_key_value_heads": number} if "heads" in field else {}
-    put(folder, {"config.json": as_json({**config, field: number, **more, **({"rope_parameters": {}} if field == "rope_theta" else {})})})
-    (judge if field in ("rope_theta", "rms_norm_eps", "max_position_embeddings") else refused)(reading.outcome(reads_checkpoint, folder))
+    put(
+        folder,
+        {"config.json": as_json({**config, field: number, **more, **({"rope_parameters": {}} if field == "rope_theta" else {})})},
+    )
+    (judge if field in ("rope_theta", "rms_norm_eps", "max_position_embeddings") else refused)(
+        reading.outcome(reads_checkpoint, folder)
+    )
 
 
 def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> None:
     "Weights whose header agrees with a config too large for memory, in a file that takes no place on the disk."
     folder = copied(good / "other", place)
     config = json.loads((folder / "config.json").read_bytes()) | {"hidden_size": 2**19, "intermediate_size": 2**19}
-    size, = struct.unpack("<Q", (data := (folder / "model.safetensors").read_bytes())[:8])
+    (size,) = struct.unpack("<Q", (data := (folder / "model.safetensors").read_bytes())[:8])
     header, at = {"__metadata__": {"format": "pt"}}, 0
     old = {8: config["hidden_size"], 12: config["intermediate_size"]}
-    for name, told in json.loads(data[8:8 + size]).items():
+    for name, told in json.loads(data[8 : 8 + size]).items():
         if name != "__metadata__":
             shape = [old.get(n, n) for n in told["shape"]]
             header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at := at + 4 * math.prod(shape)]}
@@ -751,7 +934,23 @@ def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> Non
     refused(reading.outcome(reads_checkpoint, folder))
 
 
-@pytest.mark.parametrize("name", ["../weights.safetensors", "{}/weights.safetensors", "below/../../weights.safetensors", "..", ".", "", "/dev/zero", "\0", 5, None, ["a"]], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../weights.safetensors",
+        "{}/weights.safetensors",
+        "below/../../weights.safetensors",
+        "..",
+        ".",
+        "",
+        "/dev/zero",
+        "\0",
+        5,
+        None,
+        ["a"],
+    ],
+    ids=str,
+)
 def test_an_index_that_leads_elsewhere(reading: Reading, good: Path, place: Path, name: object) -> None:
     "The files of weights lie in the model's folder, and nowhere else, even where that would work."
     root = place / f"index-{len(list(place.iterdir()))}"
@@ -791,8 +990,13 @@ class Evil:
 def test_no_pickle_runs_code(reading: Reading, good: Path, place: Path, zipped: bool, nested: bool) -> None:
     "Neither a trainer.pt nor a pytorch_model.bin, nor weights that are a pickle under a safe name."
     import torch
+
     token = place / f"ran-{zipped}-{nested}"
-    torch.save({"step": 1, "optimizers": [{"state": Evil(token)}]} if nested else Evil(token), buffer := BytesIO(), _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"step": 1, "optimizers": [{"state": Evil(token)}]} if nested else Evil(token),
+        buffer := BytesIO(),
+        _use_new_zipfile_serialization=zipped,
+    )
     evil = buffer.getvalue()
     root = put(place / f"evil-{zipped}-{nested}", {})
     shutil.copytree(good / "shards", root / "shards")
@@ -819,7 +1023,10 @@ def test_a_pickle_that_swells(reading: Reading, good: Path, place: Path) -> None
     folder = shutil.copytree(good / "run/step-000004", root / "step-000002")
     shutil.copy(good / "run.json", root)
     data = (folder / "trainer.pt").read_bytes()
-    with zipfile.ZipFile(BytesIO(data)) as old, zipfile.ZipFile(folder / "trainer.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
+    with (
+        zipfile.ZipFile(BytesIO(data)) as old,
+        zipfile.ZipFile(folder / "trainer.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
         for name in old.namelist():
             with new.open(name, "w", force_zip64=True) as member:
                 if name.endswith("data/0"):
@@ -834,9 +1041,20 @@ def test_a_pickle_that_swells(reading: Reading, good: Path, place: Path) -> None
     assert reading.peak < 768 * 2**20, f"{reading.peak / 2**20:,.0f} MB"
 
 
-@pytest.mark.parametrize("reader, name", [("reads_object", "x.json"), ("reads_config", "config.json"), ("reads_log", "log.jsonl"), ("reads_shards", "manifest.json"),
-                                          ("reads_checkpoint", "manifest.json"), ("reads_tokenizer", "tokenizer.model"), ("reads_index", "x.index"),
-                                          ("reads_corpus", "x.txt"), ("reads_corpus", "x.jsonl")])
+@pytest.mark.parametrize(
+    "reader, name",
+    [
+        ("reads_object", "x.json"),
+        ("reads_config", "config.json"),
+        ("reads_log", "log.jsonl"),
+        ("reads_shards", "manifest.json"),
+        ("reads_checkpoint", "manifest.json"),
+        ("reads_tokenizer", "tokenizer.model"),
+        ("reads_index", "x.index"),
+        ("reads_corpus", "x.txt"),
+        ("reads_corpus", "x.jsonl"),
+    ],
+)
 def test_endless_files(reading: Reading, place: Path, reader: str, name: str) -> None:
     "A file of a terabyte that takes no place on the disk: one line of zeros."
     folder = put(place / f"endless-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: b""})
@@ -854,15 +1072,38 @@ DIGITS = b'{"text": ' + b"9" * 1_000_000 + b"}"
 
 
 @pytest.mark.parametrize("data", [DEEP, WIDE, DIGITS], ids=["deep", "wide", "digits"])
-@pytest.mark.parametrize("reader, name", [("reads_object", "x.json"), ("reads_config", "config.json"), ("reads_log", "log.jsonl"), ("reads_shards", "manifest.json"),
-                                          ("reads_checkpoint", "manifest.json"), ("reads_stages", "stages.json"), ("reads_corpus", "x.jsonl")])
+@pytest.mark.parametrize(
+    "reader, name",
+    [
+        ("reads_object", "x.json"),
+        ("reads_config", "config.json"),
+        ("reads_log", "log.jsonl"),
+        ("reads_shards", "manifest.json"),
+        ("reads_checkpoint", "manifest.json"),
+        ("reads_stages", "stages.json"),
+        ("reads_corpus", "x.jsonl"),
+    ],
+)
 def test_json_of_any_form(reading: Reading, place: Path, reader: str, name: str, data: bytes) -> None:
     "Brackets within brackets, 100,000 keys, a number of a million digits: read in a moment, or refused."
-    folder = put(place / f"form-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: data + b"\n"})
+    folder = put(
+        place / f"form-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: data + b"\n"}
+    )
     judge(reading.outcome(READERS[reader], folder))
 
 
-@pytest.mark.parametrize("change", [dict(tokens=0), dict(documents=-1), dict(documents=10**9), dict(name="x" * 300 + "-1"), dict(name="train-99999"), dict(bytes=-1)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(tokens=0),
+        dict(documents=-1),
+        dict(documents=10**9),
+        dict(name="x" * 300 + "-1"),
+        dict(name="train-99999"),
+        dict(bytes=-1),
+    ],
+    ids=str,
+)
 def test_counts_that_lie(reading: Reading, good: Path, place: Path, change: dict) -> None:
     "A manifest of shards whose counts or names are not those of the files."
     folder = copied(good / "shards", place)
