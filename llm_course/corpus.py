@@ -926,7 +926,7 @@ def tale_entropy(n: int = 2000, seed: int = 0) -> Entropy:
     return Entropy(ratio, math.sqrt(spread / n) * n / sum(sizes), sum(surprise) / n)
 
 # %% ../nbs/01_corpus.ipynb #9935b32e
-LARGEST = 2**28  # bytes of a document: a longer one means that documents are told apart in the wrong way
+LARGEST = 2**27  # bytes of a document: a longer one means that documents are told apart in the wrong way
 
 
 def within(size: int, f: IO[bytes]) -> None:

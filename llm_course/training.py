@@ -901,7 +901,7 @@ def read_log(path: str | Path) -> list[dict]:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for number, entry in enumerate(entries, 1):
             numbers = [entry[name] for name in ("loss", "val_loss") if name in entry] if isinstance(entry, dict) else [None]
-            if not all(isinstance(value, int | float) for value in numbers) or type(entry.get("step")) is not int:
+            if not all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e9) for value in numbers) or type(entry.get("step")) is not int:
                 raise ValueError(f"line {number} has no step, or a loss that is no number")
         return entries
     except (OSError, ValueError, RecursionError) as error:
