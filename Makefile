@@ -8,7 +8,7 @@ ready := $(VENV)/ready
 older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow fuzz test-older test-llama clean
+.PHONY: help demo test lab export check notebooks test-slow test-older test-llama torture fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,10 @@ test-llama: $(ready) ## open a saved model in llama.cpp, built from its source t
 	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
 	  --find-links .cache/llama llama-cpp-python==$(llama)
 	"$(bin)/python" -m pytest -m llama "--record=llama.cpp: llama-cpp-python gguf torch"
+
+N ?= 200
+torture: $(ready) ## kill N=200 training processes, resume them, and compare with runs that were never killed
+	"$(bin)/python" tests/torture.py --kills "$(N)" --seed 0
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
 	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis

@@ -7,7 +7,7 @@ __all__ = ['OF_THE_HERO', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'LARGEST', '
            'parse_word', 'split_weight', 'parse', 'parse_sequence', 'parse_hat', 'with_article', 'capital',
            'read_table', 'all_forms', 'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere', 'Reader', 'wrong_message',
            'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale',
-           'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'within', 'lines_of', 'each_line',
+           'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'within', 'read_whole', 'lines_of', 'each_line',
            'each_paragraph', 'whole_file', 'between', 'opened', 'detect_format', 'find_texts', 'Corpus', 'json_text',
            'held_out', 'sync_folder', 'check_replaceable', 'atomic_write', 'write_tales_corpus', 'file_sha256',
            'file_size', 'fetch_rest', 'fetch_all', 'download']
@@ -935,6 +935,15 @@ def within(size: int, f: IO[bytes]) -> None:
         raise CourseError(f"{getattr(f, 'name', 'The text')}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents.")
 
 
+def read_whole(f: IO[bytes], most: int = LARGEST) -> bytes:
+    "All of a file or, of a file far too large, a little more than `most` bytes."
+    parts, size = [], 0
+    while size <= most and (block := f.read(1 << 20)):
+        parts.append(block)
+        size += len(block)
+    return b"".join(parts)
+
+
 def lines_of(f: IO[bytes]) -> Iterator[bytes]:
     "Every line, with its ending."
     while line := f.readline(LARGEST + 1):
@@ -967,7 +976,7 @@ def each_paragraph(f: IO[bytes]) -> Iterator[tuple[int, bytes]]:
 
 def whole_file(f: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     "All of it."
-    text = f.read(LARGEST + 1)
+    text = read_whole(f)
     within(len(text), f)
     yield 0, text
 

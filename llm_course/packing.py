@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpus import CourseError, atomic_write, file_sha256, held_out, sync_folder
+from .corpus import CourseError, atomic_write, file_sha256, held_out, read_whole, sync_folder
 from .tokenizer import Tokenizer
 
 # %% ../nbs/03_packing.ipynb #2f73fa71
@@ -121,7 +121,7 @@ class Manifest:
         _restore(Path(folder))
         try:
             with path.open("rb") as file:
-                raw = json.loads(written := file.read(2**26))  # a larger one is none of ours, and is cut
+                raw = json.loads(written := read_whole(file, 2**26))
             if sealed(raw) != raw or _as_file(raw) != written:
                 raise ValueError("it is not as it was written")
             splits = {split: tuple(_record(Shard, shard, path) for shard in shards) for split, shards in raw["splits"].items()}

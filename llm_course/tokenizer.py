@@ -17,7 +17,7 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-from .corpus import CourseError, atomic_write
+from .corpus import CourseError, atomic_write, read_whole
 
 # %% ../nbs/02_tokenizer.ipynb #18612730
 SPACE = "\u2581"  # ▁, by which SentencePiece writes a space inside a piece
@@ -82,7 +82,7 @@ class Tokenizer:
         path = path / "tokenizer.model" if path.is_dir() else path
         try:
             with path.open("rb") as file:
-                return cls(file.read(2**28))  # a larger one is none of ours, and is cut
+                return cls(read_whole(file))
         except OSError as error:
             raise CourseError(f"No tokenizer at {path} ({error.strerror}); `llm-course tokenizer` makes one.") from None
         except CourseError as error:

@@ -631,7 +631,8 @@ def point_latest(folder: Path) -> None:
         try:
             shutil.copytree(folder, hidden)
         except OSError as error:
-            raise CourseError(f"{folder} is saved, but {latest} cannot be made to name it: the disk may be full.") from error
+            why = os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < 2**20 else error
+            raise CourseError(f"{latest} cannot be written: {why}. {folder} is saved.") from error
     if not (latest.is_symlink() and hidden.is_symlink()): remove(latest)
     hidden.replace(latest)
 
@@ -1056,14 +1057,14 @@ def what_fits(run: Run) -> str:
         size, run.model.checkpoint_activations = run.micro_batch_size, recompute[0]
         while size > 1:
             size //= 2
-            if fits(run, size): return f"--micro_batch_size {size}{recompute[1]} does, and gives the same result"
+            if fits(run, size): return f"--micro_batch_size {max(1, size // 2)}{recompute[1]} does, and gives the same result"
     return "not even one sequence does; try a smaller --seq_len or --config"
 
 def fits(run: Run, size: int) -> bool:
     """Whether `size` sequences, the gradient and the optimizer's two means fit into memory together."""
     try:
         x, y = next_batch(run)
-        accumulate(run.model, x[:size], y[:size], size, run.autocast)
+        for _ in range(2): accumulate(run.model, x[:2 * size], y[:2 * size], size, run.autocast)   # memory comes in pieces
         spare = [torch.zeros_like(p) for p in run.model.parameters() for _ in range(2) if not run.optimizers[0].state]
         return spare is not None
     except (RuntimeError, MemoryError):
