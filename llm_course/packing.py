@@ -68,7 +68,7 @@ def read_ends(path: str | Path) -> np.ndarray:
         raise CourseError(f"{path} cannot be read ({why}), and only it says where documents end: copy it with the tokens, or "
                           "write both anew.") from None
     ends = raw[: len(raw) // 8 * 8].view("<i8")
-    if len(raw) % 8 or (np.diff(ends, prepend=0) < 0).any():
+    if len(raw) % 8 or (ends[:1] < 0).any() or (ends[1:] < ends[:-1]).any():
         raise CourseError(f"{path} is not an index of documents; copy it again, or write it anew.")
     return ends
 
@@ -434,6 +434,11 @@ class Shards:
             if not path.is_file() or file_sha256(path) != written:
                 what = "damaged: it is not what the manifest says" if path.exists() else "missing"
                 raise CourseError(f"{path} is {what}; copy it again, or run `llm-course prepare`.")
+        for shard in self.shards:
+            lengths = read_index(self.folder / f"{shard.name}.idx")[0]
+            if len(lengths) != shard.documents or lengths.sum(dtype=np.int64) != shard.tokens or min(shard.bytes, *lengths) < 0:
+                raise CourseError(f"{self.folder / 'manifest.json'} counts other documents or tokens in {shard.name} than its index; "
+                                  "copy both again, or run `llm-course prepare`.")
 
 # %% ../nbs/03_packing.ipynb #257ee6d5
 def _mix(x: np.ndarray) -> np.ndarray:
