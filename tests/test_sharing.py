@@ -398,7 +398,7 @@ def test_tales_as_the_evaluation_say_nothing_of_what_was_learned(own: Checkpoint
     _, head, body = text.split("---\n", 2)
     assert "license" not in head and "language" not in head and "Not stated." in section(text, "Licence")
     assert "tales" in section(text, "Evaluation") and "tales" not in body.replace(section(text, "Evaluation"), "")
-    assert "It is not the val split above." in text and "whoever shares this model has to say" in section(text, "Data")
+    assert "It is another text than the val split above, or a part of it." in text and "whoever shares this model has to say" in section(text, "Data")
 
 
 def test_what_is_said_of_the_evaluated_text(trained: Path, checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
@@ -408,7 +408,7 @@ def test_what_is_said_of_the_evaluated_text(trained: Path, checkpoint: Checkpoin
     assert "Its documents are *tales*" in text and "It has as many documents and bytes as the val split above." in text
     assert "The gap is" in text
     text = section(card(export_hf(checkpoint, tmp_path / "part", [*documents, "A text of my own."], say=quiet)), "Evaluation")
-    assert "Not all of its documents are tales" in text and "It is not the val split above." in text and "gap" not in text
+    assert "Not all of its documents are tales" in text and "another text than the val split above" in text and "gap" not in text
 
 
 def test_a_model_from_elsewhere_is_not_called_ours(published: Path, documents: list[str], tmp_path: Path):
