@@ -8,7 +8,7 @@ ready := $(VENV)/ready
 older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow test-older test-llama clean
+.PHONY: help demo test lab export check notebooks test-slow test-older test-llama torture fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
 
+fuzz: $(ready) ## hostile files and round trips, 10,000 cases for every reader and 20,000 texts: an hour
+	LLM_COURSE_CASES=10000 OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests/test_hostile.py tests/test_round_trips.py
+
 test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py "--record=transformers 4.57: transformers tokenizers torch"
@@ -57,6 +60,10 @@ test-llama: $(ready) ## open a saved model in llama.cpp, built from its source t
 	"$(bin)/python" -m pip install --disable-pip-version-check --only-binary llama-cpp-python \
 	  --find-links .cache/llama llama-cpp-python==$(llama)
 	"$(bin)/python" -m pytest -m llama "--record=llama.cpp: llama-cpp-python gguf torch"
+
+N ?= 200
+torture: $(ready) ## kill N=200 training processes, resume them, and compare with runs that were never killed
+	"$(bin)/python" tests/torture.py --kills "$(N)" --seed 0
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
 	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis

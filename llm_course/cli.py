@@ -10,8 +10,8 @@ __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 
            'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'prepare', 'config_fields',
            'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
            'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'draw_losses', 'show_results', 'show_stories',
-           'demo']
+           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'draw_losses', 'show_results',
+           'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -766,6 +766,24 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         made = sorted(folder.iterdir())
     click.echo(table({str(path): path.stat().st_size for path in made}))
     click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
+
+# %% ../nbs/99_cli.ipynb #e0990006
+@main.command()
+@click.option("--data", default=SHARDS, help="The shards.")
+@click.option("--checkpoints", default=CHECKPOINTS, help="The folder of a run.")
+@click.option("--tok", default=TOKENIZER, help="The tokenizer's .model file.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=10, help="Time to read shards in, and again to read checkpoints in.")
+@click.pass_context
+def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: float) -> None:
+    "Look at the machine and the files, and say what mends what is wrong."
+    from llm_course.corpus import CourseError
+    try:
+        from llm_course.doctor import examine
+    except ImportError as error:
+        again = f"{sys.executable} -m pip install --force-reinstall {error.name}"
+        raise CourseError(f"{error.name} cannot be loaded ({error}): run `{again}`.") from error
+    found = examine(data, checkpoints, tok, speak, seconds=seconds)
+    ctx.exit(int(any(finding.state == "wrong" for finding in found)))
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
 def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:

@@ -23,11 +23,11 @@ from .corpus import CourseError
 # %% ../nbs/05_gpt.ipynb #092fadfd
 def _checked(name: str, kind: type, value: object) -> bool | int | float:
     "The value of a config's field as the field's own type; CourseError names the field otherwise."
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -2**31 <= value <= 2**31
     if kind is bool and isinstance(value, bool): return value
     if kind is int and number and isinstance(value, int) and value >= (0 if name == "head_dim" else 1): return value
     if kind is float and number and math.isfinite(value) and value > 0: return float(value)
-    wanted = {bool: "true or false", int: "a whole number above 0", float: "a finite number above 0"}[kind]
+    wanted = {bool: "true or false", int: "a whole number from 1 to 2**31", float: "a finite number above 0"}[kind]
     raise CourseError(f"{name} is {value!r}, and should be {wanted}.")
 
 # %% ../nbs/05_gpt.ipynb #539b6241

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpus import CourseError, atomic_write, file_sha256, held_out, sync_folder
+from .corpus import CourseError, atomic_write, file_sha256, held_out, read_whole, sync_folder
 from .tokenizer import Tokenizer
 
 # %% ../nbs/03_packing.ipynb #2f73fa71
@@ -62,10 +62,11 @@ def write_ends(path: str | Path, lengths: Iterable[int]) -> None:
 def read_ends(path: str | Path) -> np.ndarray:
     """Where each document ends, in tokens, (documents,) int64; `CourseError` when `path` is no such index."""
     try:
-        raw = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise CourseError(f"{path} cannot be read ({error.strerror}), and only it says where documents end: copy it with "
-                          "the tokens, or write both anew.") from None
+        raw = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", error)
+        raise CourseError(f"{path} cannot be read ({why}), and only it says where documents end: copy it with the tokens, or "
+                          "write both anew.") from None
     ends = raw[: len(raw) // 8 * 8].view("<i8")
     if len(raw) % 8 or (np.diff(ends, prepend=0) < 0).any():
         raise CourseError(f"{path} is not an index of documents; copy it again, or write it anew.")
@@ -85,7 +86,7 @@ class Shard:
     index_sha256: str  # of name.bin.index
 
     def __post_init__(self):
-        if not re.fullmatch(r"\w+-\d+", self.name):
+        if not re.fullmatch(r"\w{1,40}-\d{1,20}", self.name):
             raise ValueError(f"no shard is called {self.name!r}")
 
 # %% ../nbs/03_packing.ipynb #c2f9341d
@@ -119,7 +120,8 @@ class Manifest:
         path = Path(folder) / "manifest.json"
         _restore(Path(folder))
         try:
-            raw = json.loads(written := path.read_bytes())
+            with path.open("rb") as file:
+                raw = json.loads(written := read_whole(file, 2**26))
             if sealed(raw) != raw or _as_file(raw) != written:
                 raise ValueError("it is not as it was written")
             splits = {split: tuple(_record(Shard, shard, path) for shard in shards) for split, shards in raw["splits"].items()}
@@ -384,7 +386,7 @@ class Shards:
         if size != shard.tokens * dtype.itemsize:
             has = "is missing" if size is None else f"has {size:,} bytes, not the manifest's {shard.tokens * dtype.itemsize:,}"
             raise CourseError(f"{path} {has}; copy it again, or run `llm-course prepare`.")
-        return np.memmap(path, dtype, "r")
+        return np.memmap(path, dtype, "r") if size else np.empty(0, dtype)
 
     def __len__(self) -> int:
         return max(self.tokens - 1, 0) // self.seq_len

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import sentencepiece as spm
 
-from .corpus import CourseError, atomic_write
+from .corpus import CourseError, atomic_write, read_whole
 
 # %% ../nbs/02_tokenizer.ipynb #18612730
 SPACE = "\u2581"  # ▁, by which SentencePiece writes a space inside a piece
@@ -81,7 +81,8 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.model" if path.is_dir() else path
         try:
-            return cls(path.read_bytes())
+            with path.open("rb") as file:
+                return cls(read_whole(file))
         except OSError as error:
             raise CourseError(f"No tokenizer at {path} ({error.strerror}); `llm-course tokenizer` makes one.") from None
         except CourseError as error:

@@ -1,0 +1,157 @@
+"""Several processes under torchrun, as users start them: one is killed, all are told to stop, and they resume elsewhere."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import pack, same_files, told
+
+from conftest import ROOT, Outcome, fine, process
+from llm_course.corpus import write_tales
+from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes of torchrun in /proc")
+
+FLAGS = ("train --config tiny --data shards --resume --save_every 5 --sample_every 10 --eval_every 10 --log_every 1 --device cpu "
+         "--precision fp32 --max_steps").split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `shards`, whose name has a space."""
+    tales, folder = write_tales(0, 400), tmp_path_factory.mktemp("several processes")
+    pack(tales[:380], tales[380:], folder / "shards")
+    return folder
+
+
+class Job:
+    """`torchrun … -m llm_course train` into folder/out, under way."""
+
+    def __init__(self, folder: Path, out: str, *, steps: int = 40, processes: int = 2, restarts: int = 0,
+                 flags: tuple = ()) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = ["-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-addr", "127.0.0.1",
+                   "--master-port", port, "--max-restarts", restarts, "-m", "llm_course", *FLAGS, steps, "--out", out, *flags]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.out, self.files = folder / out, [open(folder / f"{out}.{name}", "w+") for name in ("stdout", "stderr")]
+        self.process = subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=env, stdout=self.files[0],
+                                        stderr=self.files[1])
+
+    def reaches(self, step: int) -> "Job":
+        """Wait until a checkpoint of `step` or later is there."""
+        end = time.monotonic() + 120
+        while not ((newest := newest_checkpoint(self.out)) and int(newest.name[5:]) >= step):
+            assert self.process.poll() is None and time.monotonic() < end, self.ended()
+            time.sleep(0.002)
+        return self
+
+    def workers(self) -> list[int]:
+        """The process ids of the ranks, in their order."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                rank = re.search(rb"(?:^|\0)RANK=(\d+)", (folder / "environ").read_bytes())
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:   # it has ended, or is not ours
+                continue
+            if parent == self.process.pid and rank: found[int(rank[1])] = int(folder.name)
+        return [pid for _, pid in sorted(found.items())]
+
+    def ended(self, within: float = 120) -> Outcome:
+        """How it ended, which must be soon."""
+        try:
+            self.process.wait(within)
+        finally:
+            if self.process.poll() is None:
+                for worker in self.workers(): os.kill(worker, signal.SIGKILL)
+                self.process.kill()
+        for file in self.files: file.seek(0)
+        return Outcome(self.process.returncode, *(file.read() for file in self.files))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The run of two processes that nothing disturbs."""
+    fine(Job(folder, "whole").ended())
+    return folder / "whole"
+
+
+def same_runs(a: Path, b: Path) -> None:
+    """Assert that two runs ended with the same bits, and their logs and samples are the same."""
+    assert newest_checkpoint(a).name == newest_checkpoint(b).name == os.readlink(a / "latest")
+    same_files(newest_checkpoint(a), newest_checkpoint(b))
+    assert told(a) == told(b) and any("sample" in entry for entry in read_log(a))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_takes_the_job_down(rank, folder, whole):
+    """With a status that is not 0, one sentence of ours, and a checkpoint that goes on to the same bits."""
+    job = Job(folder, f"killed {rank}").reaches(10)
+    os.kill(job.workers()[rank], signal.SIGKILL)
+    outcome = job.ended(within=20)
+    assert outcome.code != 0
+    said = re.findall("Another process of this run has ended.*", outcome.err)   # perhaps behind the bar of the killed one
+    assert len(said) == 1 and "--resume" in said[0] and "training.py" not in outcome.err, outcome.err
+    saved = load_checkpoint(job.out)
+    assert saved.step >= 10 and saved.path.name in said[0]
+    fine(Job(folder, job.out.name).ended())
+    same_runs(job.out, whole)
+
+
+@pytest.mark.slow
+def test_it_comes_back_by_itself(folder, whole):
+    """--max-restarts 2 and --resume: each rank is killed once, and the bits are those of the run that nothing disturbed."""
+    job = Job(folder, "restarted", restarts=2).reaches(10)
+    os.kill(job.workers()[1], signal.SIGKILL)
+    job.reaches(25)
+    os.kill(job.workers()[0], signal.SIGKILL)
+    said = fine(job.ended())
+    assert said.count("Resuming") == 2
+    same_runs(job.out, whole)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_all_finish_their_step(folder, whole):
+    """SIGTERM to torchrun, as a scheduler sends it: the step is finished and saved, and a resume ends the same."""
+    job = Job(folder, "stopped").reaches(10)
+    job.process.terminate()
+    outcome = job.ended(within=60)
+    assert outcome.code != 0 and "training.py" not in outcome.err
+    stopped = read_log(job.out)[-1]["step"]
+    assert f"Stopped after step {stopped}, which is saved" in outcome.out
+    assert load_checkpoint(job.out).step == stopped and os.readlink(job.out / "latest") == f"step-{stopped:06d}"
+    fine(Job(folder, "stopped").ended())
+    same_runs(job.out, whole)
+
+
+@pytest.mark.slow
+def test_four_processes_resume(folder):
+    """Among more than two the order of a sum matters: it is the same in a resumed run."""
+    flags = ("--keep", 9)
+    fine(Job(folder, "four", steps=15, processes=4, flags=flags).ended())
+    shutil.copytree(folder / "four", folder / "four resumed", symlinks=True)
+    for step in step_folders(folder / "four resumed")[1:]: shutil.rmtree(step)
+    assert "at step 5 of 15" in fine(Job(folder, "four resumed", steps=15, processes=4, flags=flags).ended())
+    same_runs(folder / "four resumed", folder / "four")
+
+
+def test_resuming_on_fewer_processes_or_more_threads_is_said(folder):
+    """Two processes go on as one, and one thread as two: each time, one line says what is not to the bit any more."""
+    fine(Job(folder, "moved", steps=5).ended())
+    for steps, threads, change in ((6, "1", "processes 2 → 1"), (7, "2", "threads 1 → 2")):
+        before = os.environ["OMP_NUM_THREADS"]
+        os.environ["OMP_NUM_THREADS"] = threads
+        try:
+            said = fine(process(*FLAGS, steps, "--out", "moved", cwd=folder))
+        finally:
+            os.environ["OMP_NUM_THREADS"] = before
+        assert re.findall("The same.*not to the bit: (.*).", said) == [change], said
