@@ -366,7 +366,7 @@ def training_section(facts: Facts) -> str:
     summary = "<summary>The config, as <code>llm-course train --config FILE.json</code> reads it</summary>"
     return f"## Training\n\n{rows}{commands}\n\n<details>{summary}\n\n```json\n{config}\n```\n\n</details>"
 
-# %% ../nbs/09_sharing.ipynb #cb3cc041
+# %% ../nbs/09_sharing.ipynb #56203b6c
 def about_text(facts: Facts) -> str:
     "What is true of the text that the model was measured on."
     found, val = facts.evaluation, facts.data.get("val")
@@ -375,9 +375,10 @@ def about_text(facts: Facts) -> str:
     if not val:
         return f"{kind} Whether the model has learned from it was not recorded."
     same = (found.documents, found.bytes) == (val["documents"], val["bytes"])
-    return f"{kind} It {'has as many documents and bytes as' if same else 'is not'} the val split above."
+    part = "It has as many documents and bytes as the val split above."
+    return f"{kind} {part if same else 'It is another text than the val split above, or a part of it.'}"
 
-# %% ../nbs/09_sharing.ipynb #74ae59a6
+# %% ../nbs/09_sharing.ipynb #69eafdbd
 def evaluation_section(facts: Facts) -> str:
     "How well it does, and how that was counted."
     found = facts.evaluation
@@ -399,8 +400,8 @@ def evaluation_section(facts: Facts) -> str:
 
 Every token of every document is predicted once, the end of the document too, from all that stands before it or at least the last
 {found.context - found.stride + 1:,} tokens. Bits per byte divides by the UTF-8 bytes of the documents as they were given, so
-models with other tokenizers can be compared; lm-evaluation-harness leaves the ends of documents out. The weights are
-those of this folder, computing in float32."""
+models with other tokenizers can be compared; lm-evaluation-harness leaves the ends of documents out. The weights are those of
+this folder, computing in float32."""
 
 # %% ../nbs/09_sharing.ipynb #23690a1d
 def closing_sections(facts: Facts) -> str:

@@ -168,22 +168,23 @@ def page() -> str:
     return (TASKS / "README.md").read_text(encoding="utf-8")
 
 
-def commands() -> list[list[str]]:
-    "The arguments of every `lm_eval …` on the page."
-    return [shlex.split(line.replace("\\\n", " "))[1:] for line in re.findall(r"^lm_eval (?:.*\\\n)*.*", page(), re.M)]
+def commands(text: str) -> list[list[str]]:
+    "The arguments of every `lm_eval …` in a text."
+    return [shlex.split(line.replace("\\\n", " "))[1:] for line in re.findall(r"^lm_eval (?:.*\\\n)*.*", text, re.M)]
 
 
 @pytest.fixture(scope="module")
 def found(ours, text, tmp_path_factory) -> dict[str, dict]:
     "What the page's commands find, as one, where the course has been run and where there are books."
     place = tmp_path_factory.mktemp("a place")
-    shutil.copytree(ours.folder, place / "artifacts" / "checkpoints" / "latest")
+    (model,) = {re.search(r"pretrained=([^,]+)", " ".join(command))[1] for command in commands(page())}
+    shutil.copytree(ours.folder, place / model)
     shutil.copytree(TASKS, place / "llm_course" / "tasks")
     (place / "books").mkdir()
     for i, document in enumerate(Corpus(text)):
         (place / "books" / f"{i}.txt").write_bytes(document.encode("utf-8"))
-    flags = commands()[-1]
-    flags[flags.index("--tasks") + 1] = ",".join(command[command.index("--tasks") + 1] for command in commands())
+    flags = commands(page())[-1]
+    flags[flags.index("--tasks") + 1] = ",".join(command[command.index("--tasks") + 1] for command in commands(page()))
     command = [sys.executable, "-m", "lm_eval", *flags, "--metadata", "n=20", "--output_path", "out"]
     done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
                           encoding="utf-8", timeout=300)
@@ -197,6 +198,20 @@ def test_the_command_of_the_page_finds_our_figures(ours, text, tmp_path, found):
     _, val = write_tales_corpus(tmp_path, n_train=1, n_val=20)
     agree(found["llm_course_tales"], as_they_count(ours, Corpus(val, "line")))
     assert 0 <= found["llm_course_questions"]["acc,none"] <= 1
+
+
+def test_the_command_of_the_notebook_reads_the_tales_of_its_table(tmp_path):
+    "The model of the notebooks, and as many tales from the same place as the table there is about."
+    cells = json.loads((ROOT / "nbs" / "07_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    (flags,) = commands(text)
+    given = dict(zip(flags[::2], flags[1::2]))
+    assert given["--model_args"].startswith("pretrained=artifacts/lesson/checkpoints/latest,")
+    assert given["--tasks"] == "llm_course_tales" and given["--include_path"] == "llm_course/tasks"
+    n = int(given["--metadata"].removeprefix("n="))
+    assert f'tales = list(islice(Corpus("../artifacts/lesson/val.txt"), {n}))' in text
+    _, val = write_tales_corpus(tmp_path, n_train=1, n_val=n)
+    assert importlib.import_module("llm_course.tasks.utils").held_out_tales(n, 0) == list(Corpus(val, "line"))
 
 
 def test_the_page_names_every_task_and_its_metrics(found):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from conftest import ROOT, course, fine, snapshot
 from llm_course.corpus import Corpus, CourseError
 from llm_course.evaluation import evaluate
 from llm_course.gpt import GPT, ModelConfig
+from llm_course.packing import write_shards
 from llm_course.sharing import EXPORT_FILES, Facts, collect_facts, export_hf, model_card, portable, rounded, write_gguf
 from llm_course.tokenizer import Tokenizer
 from llm_course.training import Checkpoint, load_checkpoint, load_config, read_json, read_log, train
@@ -162,20 +164,56 @@ def test_an_earlier_export_is_replaced(checkpoint: Checkpoint, documents: list[s
     assert snapshot(folder) != first and [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-@pytest.mark.parametrize("stranger", ["notes.txt", "README.md", "a card of mine", "model.safetensors"])
-def test_any_other_folder_is_refused_and_left_alone(stranger: str, checkpoint: Checkpoint, tmp_path: Path):
-    "A folder of somebody's, a model from elsewhere, and an export whose card somebody has changed."
-    folder = tmp_path / "export"
-    if stranger == "a card of mine":
-        card = export_hf(checkpoint, folder, say=quiet) / "README.md"
-        card.write_text(card.read_text(encoding="utf-8").replace("# export", "# My own words"), encoding="utf-8")
-    else:
-        folder.mkdir()
-        (folder / stranger).write_text("mine")
+def unread() -> Iterator[str]:
+    "A text that nobody may begin to read."
+    raise AssertionError("the text was read before the place was looked at")
+    yield ""
+
+
+REFUSED = {
+    "notes": (["notes.txt", ".hidden"], r"export holds files that no export wrote \(notes.txt\): move them away, or choose another folder."),
+    "a page": (["README.md"], r"export holds files that no export wrote \(README.md\): move them away, or choose another folder."),
+    "a model from elsewhere": (["model.safetensors", "config.json", "README.md"],
+                               r"export holds files that no export wrote \(README.md\): move them away, or choose another folder."),
+    "a checkpoint": (["model.safetensors", "config.json", "trainer.pt", "manifest.json"],
+                     "export is a checkpoint: choose another folder."),
+}
+
+
+@pytest.mark.parametrize("names, sentence", REFUSED.values(), ids=REFUSED)
+def test_any_other_folder_is_refused_and_left_alone(names: list, sentence: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
+    "Before anything is measured or said, in a sentence that names the place as it was typed."
+    monkeypatch.chdir(tmp_path)
+    Path("export").mkdir()
+    for name in names:
+        Path("export", name).write_text("mine")
+    before, said = snapshot(tmp_path), []
+    with pytest.raises(CourseError, match=f"^{sentence}$"):
+        export_hf(checkpoint, "export", unread(), say=said.append)
+    assert snapshot(tmp_path) == before and not said
+
+
+@pytest.mark.parametrize("change", [("# export", "# My own words"), ("-->\n", "-->\nA sentence of mine.\n")], ids=["within", "after"])
+def test_a_card_changed_by_hand_is_left_alone(change: tuple, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = export_hf(checkpoint, "export", say=quiet) / "README.md"
+    page.write_text(page.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     before = snapshot(tmp_path)
-    with pytest.raises(CourseError, match="is not as an export has written it .*: move it away, or choose another"):
-        export_hf(checkpoint, folder, say=quiet)
+    with pytest.raises(CourseError, match="^The card in export was changed by hand: move it away, or choose another folder.$"):
+        export_hf(checkpoint, "export", unread(), say=quiet)
     assert snapshot(tmp_path) == before
+
+
+def test_a_checkpoint_is_no_place_for_an_export(trained: Path, checkpoint: Checkpoint):
+    "By its own name, by `latest`, and the folder that holds it."
+    runs = trained / "artifacts" / "checkpoints"
+    before = snapshot(runs)
+    for place in (checkpoint.path, runs / "latest"):
+        with pytest.raises(CourseError, match=f"{place.name} is a checkpoint: choose another folder"):
+            export_hf(checkpoint, place, unread(), say=quiet)
+    with pytest.raises(CourseError, match="checkpoints holds files that no export wrote"):
+        export_hf(checkpoint, runs, unread(), say=quiet)
+    assert snapshot(runs) == before
 
 
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_not(checkpoint: Checkpoint, tmp_path: Path):
@@ -233,10 +271,12 @@ def test_the_hub_accepts_the_card(published: Path, checkpoint: Checkpoint, docum
     "Its own library reads the head, and finds in it what was measured."
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(card(published)).data
-    assert (data.license, data.language, data.library_name, data.pipeline_tag) == ("mit", "en", "transformers", "text-generation")
+    assert (data.license, data.language, data.library_name, data.pipeline_tag) == (None, None, "transformers", "text-generation")
+    assert data.tags == ["llm_course", "qwen3"] and data.base_model is None
     measured = evaluate(checkpoint.model, checkpoint.tokenizer, documents)
     found = {result.metric_type: result.metric_value for result in data.eval_results}
     assert found == {"bits_per_byte": round(measured.bits_per_byte, 6), "perplexity": round(measured.perplexity, 6)}
+    assert {result.metric_name for result in data.eval_results} == {"bits per byte", "perplexity per token of its own tokenizer"}
     assert hub.ModelCard(model_card(Facts('a "name": with\\ all # of it – 🦊', "f", checkpoint.model.config, "float32"))).data
 
 
@@ -308,7 +348,7 @@ def test_the_first_example_of_the_card_runs(published: Path, checkpoint: Checkpo
 def test_the_commands_of_the_card_run(published: Path, checkpoint: Checkpoint, tmp_path: Path):
     "Each line, in the folder that holds the export."
     shutil.copytree(published, tmp_path / published.name)
-    lines = [line for code in examples(published, "sh") for line in code.splitlines()]
+    lines = examples(published, "sh")[0].splitlines()  # the second of them is how it was trained
     assert len(lines) == 2
     for line in lines:
         program, *words = shlex.split(line)
@@ -328,16 +368,88 @@ def test_the_llama_example_of_the_card_runs(published: Path, checkpoint: Checkpo
 
 
 def test_the_licence(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
-    "The one that was given; ours for our own tales; else the card says that there is none, and so does the program."
+    "The one that was given; else the card says that there is none, and so does the program: also where the text is tales."
     said = []
-    assert 'license: "mit"' in card(export_hf(checkpoint, tmp_path / "tales", documents, say=said.append)) and not said
-    text = card(export_hf(checkpoint, tmp_path / "own", [*documents, "A text of my own."], say=said.append))
+    text = card(export_hf(checkpoint, tmp_path / "none", documents, say=said.append))
     assert "license:" not in text and "language:" not in text and "Not stated." in text
-    assert "tales" not in text.split("## Data")[1]
     assert said == ["The card says that no licence is stated: choose one with --license."]
     text = card(export_hf(checkpoint, tmp_path / "given", license="apache-2.0", say=said.append))
-    assert 'license: "apache-2.0"' in text and len(said) == 1
+    assert 'license: "apache-2.0"' in text and "`apache-2.0`." in text and len(said) == 1
     assert "## Evaluation\n\nNot measured." in text and "model-index" not in text
+
+
+def section(text: str, name: str) -> str:
+    return text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+@pytest.fixture(scope="module")
+def own(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    "A model that has learned from a text of one's own."
+    folder = tmp_path_factory.mktemp("own")
+    write_shards([f"Sentence {i} of somebody's own, in no grammar that we know." for i in range(200)],
+                 Tokenizer.load(trained / "data" / "shards"), folder / "shards", val_documents=["A last one."], seq_len=64)
+    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, say=quiet)
+    return load_checkpoint(result.checkpoint)
+
+
+def test_tales_as_the_evaluation_say_nothing_of_what_was_learned(own: Checkpoint, documents: list[str], tmp_path: Path):
+    "Only the section on the evaluation, and the head's name for its text, speak of tales."
+    text = card(export_hf(own, tmp_path / "own", documents, say=quiet))
+    _, head, body = text.split("---\n", 2)
+    assert "license" not in head and "language" not in head and "Not stated." in section(text, "Licence")
+    assert "tales" in section(text, "Evaluation") and "tales" not in body.replace(section(text, "Evaluation"), "")
+    assert "It is another text than the val split above, or a part of it." in text and "whoever shares this model has to say" in section(text, "Data")
+
+
+def test_what_is_said_of_the_evaluated_text(trained: Path, checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
+    "Tales or not; as much text as the val split of the run, or not that."
+    whole = list(Corpus(trained / "data" / "raw" / "val.txt", "line"))
+    text = section(card(export_hf(checkpoint, tmp_path / "whole", whole, say=quiet)), "Evaluation")
+    assert "Its documents are *tales*" in text and "It has as many documents and bytes as the val split above." in text
+    assert "The gap is" in text
+    text = section(card(export_hf(checkpoint, tmp_path / "part", [*documents, "A text of my own."], say=quiet)), "Evaluation")
+    assert "Not all of its documents are tales" in text and "another text than the val split above" in text and "gap" not in text
+
+
+def test_a_model_from_elsewhere_is_not_called_ours(published: Path, documents: list[str], tmp_path: Path):
+    "A folder without a manifest: no tag, no maker, no data; whether the text was learned from, nobody knows."
+    folder = shutil.copytree(published, tmp_path / "theirs")
+    text = card(export_hf(load_checkpoint(folder), tmp_path / "again", documents, say=quiet))
+    assert 'tags: ["qwen3"]' in text and "made with llm_course" not in text
+    assert "Whether the model has learned from it was not recorded." in section(text, "Evaluation")
+    for name in ("Data", "Training"):
+        assert "was not recorded." in section(text, name) and "tales" not in section(text, name)
+
+
+@pytest.fixture
+def told(checkpoint: Checkpoint, tmp_path: Path):
+    "Facts of a checkpoint whose manifest says something else of its run."
+
+    def tell(**run: object) -> Facts:
+        manifest = read_json(checkpoint.path / "manifest.json")
+        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "run": {**manifest["run"], **run}}))
+        return collect_facts(replace(checkpoint, path=tmp_path), name="tale", folder="tale", dtype="float32")
+
+    return tell
+
+
+def test_all_commands_of_a_run_stand_in_the_card_in_order(told):
+    commands = ["llm-course train --data /home/me/shards", "llm-course train --resume --out '../runs/tale'"]
+    assert "```sh\nllm-course train --data shards\nllm-course train --resume --out tale\n```" in model_card(told(commands=commands))
+    assert "```sh\n" not in section(model_card(told(commands=[])), "Training")
+
+
+@pytest.mark.parametrize("name, sha256, sentence", [
+    ("first", "a" * 64, f"Training began from first (sha256 {'a' * 64}); what that had learned from is not counted here."),
+    ("owner/first", None, "Training began from owner/first; what that had learned from is not counted here."),
+])
+def test_what_a_run_began_from(told, name: str, sha256: str | None, sentence: str):
+    "It is in the card; in the head only where its name is one of the Hub's."
+    hub = pytest.importorskip("huggingface_hub")
+    text = model_card(told(init_from={"name": name, "sha256": sha256}))
+    assert sentence in section(text, "Data")
+    assert hub.ModelCard(text).data.base_model == (name if "/" in name else None)
+    assert "Training began" not in model_card(told(init_from=None))
 
 
 def test_the_figures_are_those_of_the_published_weights(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
@@ -349,12 +461,21 @@ def test_the_figures_are_those_of_the_published_weights(checkpoint: Checkpoint, 
     assert round(stored.bits_per_byte, 6) != round(given.bits_per_byte, 6)
 
 
-def test_the_command_in_the_card_names_no_place():
-    "Of an absolute path its last name stays, whatever the system and however it is written."
-    for word, left in {"/home/me/shards": "shards", "~/runs/tale/": "tale", r"C:\Users\me\run": "run",
-                       "--out=/home/me/x": "--out=x", "data/shards": "data/shards", "--lr=3e-4": "--lr=3e-4", "/": "''",
-                       "a b": "'a b'"}.items():
-        assert portable(f"llm-course train '{word}'") == f"llm-course train {left}", word
+PLACES = {
+    "/home/me/shards": "shards", "~/runs/tale/": "tale", r"C:\Users\me\run": "run", "C:/Users/me/run": "run", "--out=/home/me/x": "--out=x",
+    r"\\server\share\x": "x", r"--data=\\server\share\x" + "\\": "--data=x", "//server/share/x": "x", "file:///home/me/x": "x",
+    "https://me:secret@host/a/x": "x", "https://host": "''", "s3://bucket/x": "x", "../../me/x": "x", "a/../../x": "x", r"..\me\x": "x",
+    "..": "..", "~me": "'~'", "x,/home/me/y": "y", "/": "''",
+    "data/shards": "data/shards", "./x": "./x", "--lr=3e-4": "--lr=3e-4", "1..2": "1..2", "a b": "'a b'", "été/x-y_z.*": "'été/x-y_z.*'"}
+
+
+@pytest.mark.parametrize("word, left", PLACES.items())
+def test_the_command_in_the_card_names_no_place(word: str, left: str):
+    "Of a path that says where it lies its last name stays, whatever the system and however it is written."
+    assert portable(f"llm-course train '{word}'") == f"llm-course train {left}"
+
+
+def test_a_command_with_half_a_quote_names_no_place():
     assert "home" not in portable("llm-course train --data /home/me/don't")
 
 
@@ -364,7 +485,7 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
     typed = f"llm-course train --config tiny --data '{trained}/data/shards' --max_steps 1"
     result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, say=quiet, command=typed)
     folder = export_hf(load_checkpoint(result.checkpoint), tmp_path / "export", say=quiet)
-    assert "The command was `llm-course train --config tiny --data shards --max_steps 1`." in card(folder)
+    assert "```sh\nllm-course train --config tiny --data shards --max_steps 1\n```" in card(folder)
     assert trained.name not in card(folder) and str(tmp_path) not in card(folder)
 
 
@@ -374,9 +495,13 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
     ({"license": "MIT License"}, "license is 'MIT License': write it as the Hub does"),
 ])
 def test_wrong_choices_are_refused_in_a_sentence(options: dict, sentence: str, checkpoint: Checkpoint, tmp_path: Path):
+    said = []
     with pytest.raises(CourseError, match=sentence):
-        export_hf(checkpoint, tmp_path / "export", **options)
-    assert not list(tmp_path.iterdir())
+        export_hf(checkpoint, tmp_path / "export", unread(), say=said.append, **options)
+    if "license" in options:
+        with pytest.raises(CourseError, match=sentence):
+            write_gguf(checkpoint, tmp_path / "tale.gguf", say=said.append, **options)
+    assert not list(tmp_path.iterdir()) and not said
 
 
 # GGUF
@@ -446,14 +571,30 @@ def test_rows_that_q8_0_cannot_pack_are_f16_and_said_so(drawn, tmp_path: Path):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
-def test_the_same_gguf_bytes_twice_and_an_older_file_is_replaced(checkpoint: Checkpoint, dtype: str, tmp_path: Path):
+def test_the_same_gguf_bytes_twice_and_an_older_gguf_file_is_replaced(checkpoint: Checkpoint, dtype: str, tmp_path: Path):
     pytest.importorskip("gguf")
     first, second = (write_gguf(checkpoint, tmp_path / name, dtype, quiet) for name in ("one.gguf", "two.gguf"))
     assert first.read_bytes() == second.read_bytes()
-    second.write_bytes(b"something older")
+    second.write_bytes(b"GGUF, and something older")
     assert write_gguf(checkpoint, second, dtype, quiet).read_bytes() == first.read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"one.gguf", "two.gguf"}
     assert str(checkpoint.path).encode() not in first.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"A corpus.", b"", b"GGU", b"\x50\x02\0\0\0\0\0\0{"], ids=str)
+def test_no_other_file_is_written_over(content: bytes, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
+    "A corpus, an empty file, the beginning of a name, the weights of a checkpoint: each stays, and nothing lies beside it."
+    monkeypatch.chdir(tmp_path)
+    Path("mine").write_bytes(content)
+    with pytest.raises(CourseError, match="^mine is there already and is no GGUF file: choose another name.$"):
+        write_gguf(checkpoint, "mine", say=quiet)
+    assert Path("mine").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_is_no_place_for_a_gguf_file(checkpoint: Checkpoint, tmp_path: Path):
+    with pytest.raises(CourseError, match="cannot be written: Is a directory"):
+        write_gguf(checkpoint, tmp_path, say=quiet)
+    assert not list(tmp_path.iterdir())
 
 
 def elsewhere(**settings: object) -> Tokenizer:

@@ -378,6 +378,64 @@ def test_there_and_back(runs, name, shard, tmp_path):
     assert largest_difference(ours.model, opened(tmp_path)) == largest_difference(back.model, opened(runs[name] / "latest")) == 0
 
 
+# From version 5 to version 4
+
+OLDER = Path(__file__).parents[1] / ".cache" / "transformers-4.57"  # `make test-older` puts it there
+THETAS = {"usual": 10_000.0, "other": 50_000.0}
+SAVING = """
+import sys
+import transformers
+assert int(transformers.__version__.split(".")[0]) >= 5
+ours, again = sys.argv[1:]
+for part in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
+    part.from_pretrained(ours).save_pretrained(again)
+"""
+READING = """
+import json, sys
+import torch
+import transformers
+assert transformers.__version__.startswith("4.57.")
+def tokenizer_in(folder):
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder).encode("a fox,  </s>")
+    except ValueError as error:
+        return str(error)
+ours, again, logits = sys.argv[1:]
+models = [transformers.AutoModelForCausalLM.from_pretrained(folder) for folder in (ours, again)]
+with torch.no_grad():
+    torch.save([model(torch.arange(60)[None]).logits for model in models], logits)
+print(json.dumps([[model.config.rope_theta for model in models], [tokenizer_in(folder) for folder in (ours, again)]]))
+"""
+
+
+def script(code: str, *args: Path, front: tuple[Path, ...] = ()) -> str:
+    "What a script prints, in a process of its own, with these folders before all others on its path."
+    path = os.pathsep.join(map(str, (*front, Path(__file__).parents[1])))
+    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env={**os.environ, "PYTHONPATH": path},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not (OLDER / "transformers").is_dir(), reason="`make test-older` brings transformers 4.57")
+@pytest.mark.parametrize("theta", THETAS.values(), ids=THETAS)
+def test_what_version_5_saves_again_version_4_misreads(runs, theta, tmp_path):
+    "It knows neither the tokenizer's class nor another rope_theta than 10,000. We read it; and ours both versions read."
+    checkpoint = load_checkpoint(next(iter(runs.values())))
+    model = loud(replace(checkpoint.config.model, rope_theta=theta))
+    ours, again, logits = saved(tmp_path / "ours", model, checkpoint.tokenizer), tmp_path / "again", tmp_path / "logits.pt"
+    script(SAVING, ours, again)
+    thetas, tokens = json.loads(script(READING, ours, again, logits, front=(OLDER,)))
+    assert thetas == [theta, 10_000.0]
+    assert tokens[0] == checkpoint.tokenizer.encode("a fox,  </s>")
+    assert "TokenizersBackend does not exist" in tokens[1]
+    with torch.no_grad():
+        wanted = model(torch.arange(60)[None])
+        assert torch.equal(load_checkpoint(again, tokenizer=checkpoint.tokenizer).model(torch.arange(60)[None]), wanted)
+    right, wrong = ((found - wanted).abs().max().item() for found in torch.load(logits, weights_only=True))
+    assert right == 0 and (wrong == 0) is (theta == 10_000.0)
+
+
 # What is refused
 
 def edited(folder: Path, **changes: object) -> None:
