@@ -7,9 +7,9 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'MAX_SEQ_LEN', 'Sampler', 'TIMED_STEPS', 'SPARE', 'orthogonalised', 'Muon', 'TrainingConfig', 'Config',
            'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part', 'make_config', 'config_names',
            'config_path', 'load_config', 'kind_of', 'make_optimizers', 'learning_rate', 'accumulate', 'pick_device',
-           'pick_precision', 'keep_memory', 'World', 'joined_world', 'Run', 'open_shards', 'start_run', 'wrapped',
-           'describe', 'silent', 'dtype_name', 'train_step', 'next_batch', 'validate', 'first_not_finite', 'fault',
-           'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced',
+           'pick_precision', 'keep_memory', 'World', 'meeting_place', 'joined_world', 'Run', 'open_shards', 'start_run',
+           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'next_batch', 'validate', 'first_not_finite',
+           'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced',
            'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune', 'point_latest',
            'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged', 'check_tokenizer',
            'Checkpoint', 'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights',
@@ -337,6 +337,15 @@ class World(NamedTuple):
         dist.all_gather_object(values := [None] * self.size, value)
         return values
 
+def meeting_place() -> dict:
+    """Where processes find each other after torchrun has started them again: not where those before them have left their addresses.
+
+    torchrun on one machine keeps its store over its --max-restarts; who reads an old address there waits in vain."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" or attempt == "0": return {}   # several machines do not count alike
+    store, rank, size = next(dist.rendezvous("env://"))
+    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
+
 @contextmanager
 def joined_world(device: torch.device) -> Iterator[World]:
     """Within it, the processes that torchrun has started know each other: NCCL between GPUs, gloo between CPUs."""
@@ -345,7 +354,7 @@ def joined_world(device: torch.device) -> Iterator[World]:
         yield World()
         return
     if device.type == "cuda": torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **meeting_place())
     try:
         yield World(dist.get_rank(), size)
     finally:
