@@ -761,7 +761,8 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, name=name or Path(out).stem, license=license)]
     else:
         text = open_corpus(source, documents, errors) if source != VALIDATION or Path(source).exists() else None
-        click.echo("That is measured for the card." if text else f"There is no {source}: the card says that nothing was measured.")
+        if not text:
+            click.echo(f"There is no {source}: the card says that nothing was measured.")
         folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=click.echo, name=name, license=license)
         made = sorted(folder.iterdir())
     click.echo(table({str(path): path.stat().st_size for path in made}))

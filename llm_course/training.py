@@ -45,7 +45,7 @@ from tqdm import tqdm
 from .corpus import (Corpus, CourseError, atomic_write, did_you_mean, file_sha256, sync_folder, write_tales,
                                write_tales_corpus)
 from .gpt import GPT, ModelConfig
-from .packing import Shards, batch_indices, get_batch, sealed, write_shards
+from .packing import Shard, Shards, batch_indices, get_batch, sealed, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
 # %% ../nbs/06_training.ipynb #7ac45e17
@@ -1234,7 +1234,8 @@ def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "a
         stages.do("tokenizer", [model], {"vocab_size": config.model.vocab_size, "corpus": file_sha256(corpus)},
                   lambda: train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size).save(model))
         stages.do("shards", [shards / "manifest.json"],
-                  {**{path.name: file_sha256(path) for path in (model, corpus, val)}, "seq_len": config.model.seq_len},
+                  {**{path.name: file_sha256(path) for path in (model, corpus, val)}, "seq_len": config.model.seq_len,
+                   "format": [field.name for field in fields(Shard)]},
                   lambda: write_shards(Corpus(corpus, "line"), Tokenizer.load(model), shards,
                                        val_documents=Corpus(val, "line"), seq_len=config.model.seq_len))
         inputs = {"config": asdict(config), "shards": file_sha256(shards / "manifest.json"), "format": FORMAT}
