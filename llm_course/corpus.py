@@ -932,7 +932,8 @@ LARGEST = 2**27  # bytes of a document: a longer one means that documents are to
 def within(size: int, f: IO[bytes]) -> None:
     "CourseError where a document is longer than any is."
     if size > LARGEST:
-        raise CourseError(f"{getattr(f, 'name', 'The text')}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents.")
+        name = getattr(f, "name", "The text")
+        raise CourseError(f"{name}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents.")
 
 
 def read_whole(f: IO[bytes], most: int = LARGEST) -> bytes:

@@ -420,7 +420,8 @@ class Shards:
 
     def documents_in(self, i: int) -> range:
         """The documents of which sequence i holds a token."""
-        ends = np.cumsum(np.concatenate([read_index(self.folder / f"{shard.name}.idx")[0] for shard in self.shards]), dtype=np.int64)
+        lengths = [read_index(self.folder / f"{shard.name}.idx")[0] for shard in self.shards]
+        ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
         first, last = np.searchsorted(ends, [i * self.seq_len, (i + 1) * self.seq_len], "right")
         return range(int(first), min(int(last), self.documents - 1) + 1)
 
@@ -437,8 +438,8 @@ class Shards:
         for shard in self.shards:
             lengths = read_index(self.folder / f"{shard.name}.idx")[0]
             if len(lengths) != shard.documents or lengths.sum(dtype=np.int64) != shard.tokens or min(shard.bytes, *lengths) < 0:
-                raise CourseError(f"{self.folder / 'manifest.json'} counts other documents or tokens in {shard.name} than its index; "
-                                  "copy both again, or run `llm-course prepare`.")
+                raise CourseError(f"{self.folder / 'manifest.json'} counts other documents or tokens in {shard.name} than its "
+                                  "index; copy both again, or run `llm-course prepare`.")
 
 # %% ../nbs/03_packing.ipynb #257ee6d5
 def _mix(x: np.ndarray) -> np.ndarray:

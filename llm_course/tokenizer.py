@@ -144,7 +144,7 @@ def _processor(model: bytes) -> spm.SentencePieceProcessor:
         raise CourseError("This tokenizer has no </s> piece to end a document with; `llm-course tokenizer` makes one that has.")
     size, unknown, end = processor.vocab_size(), processor.unk_id(), processor.eos_id()
     if not 0 <= unknown < size or not end < size or not processor.is_unknown(unknown) or not processor.is_control(end):
-        raise CourseError("The special pieces of this tokenizer are not where it says; `llm-course tokenizer` makes one that is sound.")
+        raise CourseError("The special pieces of this tokenizer are not where it says; `llm-course tokenizer` makes a sound one.")
     return processor
 
 

@@ -443,8 +443,9 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     elif config.training.copying: model.begin_copying(config.training.copying)
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
     precision, reason = pick_precision(config.training.precision, device)
-    run = Run(config, model, make_optimizers(model, config.training, precision), wrapped(model, config.training, world), tokenizer,
-              train_shards, val_shards, device, precision, world, config.training.max_steps, [command] if command else [], origin)
+    optimizers, forward = make_optimizers(model, config.training, precision), wrapped(model, config.training, world)
+    run = Run(config, model, optimizers, forward, tokenizer, train_shards, val_shards, device, precision, world,
+              config.training.max_steps, [command] if command else [], origin)
     say(describe(run, reason))
     return run
 
@@ -488,7 +489,8 @@ def train_step(run: Run) -> tuple[float, float]:
 
 def next_batch(run: Run) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the next step, this process's share of them: each (B, T) token ids."""
-    batch = get_batch(run.shards, run.step, run.config.training.batch_size, run.config.training.seed, run.world.rank, run.world.size)
+    training, world = run.config.training, run.world
+    batch = get_batch(run.shards, run.step, training.batch_size, training.seed, world.rank, world.size)
     return tuple(torch.as_tensor(ids, device=run.device) for ids in batch)
 
 @torch.no_grad()
@@ -525,8 +527,8 @@ def fault(run: Run, last_good: Path | None) -> CourseError:
     rows = batch_indices(len(run.shards), training.batch_size, training.seed, run.step)
     documents = sorted({j for i in rows for j in run.shards.documents_in(int(i))})
     shown = ", ".join(map(str, documents[:10])) + (", …" if len(documents) > 10 else "")
-    return CourseError(f"{MAX_SKIPPED} steps in a row had no finite loss or gradient, up to step {run.step + 1}. First to go bad is {where}."
-                       f" The batch is of the documents {shown} of {run.shards.folder}. The last good checkpoint is"
+    return CourseError(f"{MAX_SKIPPED} steps in a row had no finite loss or gradient, up to step {run.step + 1}. First to go bad is"
+                       f" {where}. The batch is of the documents {shown} of {run.shards.folder}. The last good checkpoint is"
                        f" {last_good or 'none'}: go on from it with --resume and a smaller --lr.")
 
 # %% ../nbs/06_training.ipynb #a9fa8be8
@@ -602,13 +604,14 @@ def make_manifest(run: Run, contents: Mapping[str, bytes | memoryview]) -> dict:
 
 def facts(run: Run) -> dict:
     """What a reader of the model will ask: how it was made, from how much text, and how much of that it has seen."""
-    splits = run.shards.manifest.splits.items()
-    data = {split: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")} for split, shards in splits}
+    counts = lambda shards: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")}
+    data = {split: counts(shards) for split, shards in run.shards.manifest.splits.items()}
     seen = run.step * run.config.training.batch_size * run.config.model.seq_len
-    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": seen, "parameters": run.config.model.n_params, "machine": machine(run)}
+    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": seen,
+            "parameters": run.config.model.n_params, "machine": machine(run)}
 
 def machine(run: Run) -> dict[str, object]:
-    """All around a run that can change the last bits of a sum: where one of these differs, a resumed run is not the same to the bit."""
+    """All around a run that can change the last bits of a sum: where it differs, a resumed run is not the same to the bit."""
     device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else f"{run.device.type} ({platform.machine()})"
     return {"torch": torch.__version__, "device": device, "precision": dtype_name(run.precision), "processes": run.world.size,
             "threads": torch.get_num_threads()}
@@ -727,8 +730,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
                     verify: bool = True) -> Checkpoint:
     """The checkpoint at `path`: the folder of a step or of a run, or `latest`; or the folder of a Qwen3 model from elsewhere.
 
-    Every byte of ours is verified first, unless `verify` is False: CourseError names the file that is missing or wrong. Weights from elsewhere, of any
-    precision, become fp32; their tokenizer is the folder's tokenizer.model or, where there is none, `tokenizer`."""
+    Every byte of ours is verified first, unless `verify` is False: CourseError names the file that is missing or wrong. Weights
+    from elsewhere become fp32; their tokenizer is the folder's tokenizer.model or, where there is none, `tokenizer`."""
     folder = find_checkpoint(path)
     if from_elsewhere(folder):
         config, step = Config(ModelConfig.from_hf(read_json(folder / "config.json")), TrainingConfig()), 0
@@ -745,11 +748,12 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
 def tokenizer_of(folder: Path, given: Tokenizer | None, vocab_size: int) -> Tokenizer:
     """The tokenizer of a model from elsewhere: its tokenizer.model, else the one `given`; CourseError if it does not fit."""
     if given is None and not (folder / "tokenizer.model").is_file():
-        raise CourseError(f"{folder} has no tokenizer.model: copy the SentencePiece model of its vocabulary there, or name it with --tok.")
+        raise CourseError(f"{folder} has no tokenizer.model: copy the SentencePiece model of its vocabulary there, or name it"
+                          " with --tok.")
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.model").is_file() else given
     if tokenizer.vocab_size != vocab_size:
-        raise CourseError(f"The model in {folder} has a vocabulary of {vocab_size:,} and its tokenizer {tokenizer.vocab_size:,} pieces:"
-                          f" give the tokenizer that it was trained with.")
+        raise CourseError(f"The model in {folder} has a vocabulary of {vocab_size:,} and its tokenizer {tokenizer.vocab_size:,}"
+                          f" pieces: give the tokenizer that it was trained with.")
     return tokenizer
 
 # %% ../nbs/06_training.ipynb #w3ight50
@@ -763,7 +767,8 @@ def load_weights(model: GPT, folder: Path) -> None:
             raise CourseError(f"The weights in {folder} do not fit the model of the config: {name} is {shapes[0]} there, and"
                               f" {shapes[1]} in the model; give the config that they were trained with.")
     if table is not None and not torch.equal(table, found["model.embed_tokens.weight"]):
-        raise CourseError(f"The weights in {folder} have two token tables, and the config ties them: set tie_word_embeddings to false.")
+        raise CourseError(f"The weights in {folder} have two token tables, and the config ties them: set tie_word_embeddings to"
+                          " false.")
     with torch.no_grad():
         for name, parameter in wanted.items(): parameter.copy_(found[name])
 
@@ -822,8 +827,9 @@ def fits_run(state: Mapping, run: Run) -> bool:
         ours = [p for group in optimizer.param_groups for p in group["params"]]
         right += [sorted(saved["state"]) in ([], list(range(len(ours))))]
         for i, means in saved["state"].items():
-            right += [set(means) == {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else set(means) == {"mean"}]
-            right += [mean.shape == (() if name == "step" else ours[i].shape) and mean.dtype == torch.float32 for name, mean in means.items()]
+            names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"mean"}
+            right += [set(means) == names, all(mean.dtype == torch.float32 for mean in means.values())]
+            right += [mean.shape == (() if name == "step" else ours[i].shape) for name, mean in means.items()]
     return all(right) and state["random"]["cpu"].shape == torch.get_rng_state().shape
 
 def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> None:
@@ -834,8 +840,8 @@ def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> 
     load_weights(run.model, folder)
     state = load_trainer_state(folder)
     try:
-        mine, theirs = ([[len(group["params"]) for group in optimizer["param_groups"]] for optimizer in optimizers] for optimizers in
-                        ([optimizer.state_dict() for optimizer in run.optimizers], state["optimizers"]))
+        groups = lambda optimizer: [len(group["params"]) for group in optimizer["param_groups"]]
+        mine, theirs = [groups(each.state_dict()) for each in run.optimizers], [groups(each) for each in state["optimizers"]]
         sound = mine != theirs or fits_run(state, run)
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise damaged(folder / "trainer.pt") from error
@@ -909,8 +915,9 @@ def read_log(path: str | Path) -> list[dict]:
         if (size := path.stat().st_size) > 2**30: raise ValueError(f"it has {size:,} bytes, far too many")
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for number, entry in enumerate(entries, 1):
-            numbers = [entry[name] for name in ("loss", "val_loss") if name in entry] if isinstance(entry, dict) else [None]
-            if not all(isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e9) for value in numbers) or type(entry.get("step")) is not int:
+            losses = [entry[name] for name in ("loss", "val_loss") if name in entry] if isinstance(entry, dict) else [None]
+            sound = [isinstance(loss, float) or (isinstance(loss, int) and abs(loss) < 1e9) for loss in losses]
+            if not all(sound) or type(entry.get("step")) is not int:
                 raise ValueError(f"line {number} has no step, or a loss that is no number")
         return entries
     except (OSError, ValueError, RecursionError) as error:
@@ -1057,7 +1064,8 @@ def step_that_fits(run: Run) -> tuple[float, float]:
         return train_step(run)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|n[o']t (enough|allocate) memory", str(error)): raise
-    raise CourseError(f"A step with {run.micro_batch_size} sequences of {run.config.model.seq_len} tokens does not fit into memory: {what_fits(run)}.")
+    raise CourseError(f"A step with {run.micro_batch_size} sequences of {run.config.model.seq_len} tokens does not fit into"
+                      f" memory: {what_fits(run)}.")
 
 def what_fits(run: Run) -> str:
     """The settings that let a step fit, found by trying: smaller micro batches first, then activation checkpointing."""
@@ -1098,8 +1106,8 @@ def lost_process(run: Run, out: Path) -> Iterator[None]:
         if run.world.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)): raise
         if run.world.rank < 2:   # the first process may be the one that is gone
             with tqdm.external_write_mode():
-                print(f"Another process of this run has ended, so process {run.world.rank} stops at step {run.step:,}. The newest checkpoint is"
-                      f" {newest_checkpoint(out) or 'none'}: --resume goes on from there.", file=sys.stderr, flush=True)
+                print(f"Another process of this run has ended, so process {run.world.rank} stops at step {run.step:,}. The newest"
+                      f" checkpoint is {newest_checkpoint(out) or 'none'}: --resume goes on from there.", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
 def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, started: float, signals: list[int]) -> None:
@@ -1154,10 +1162,11 @@ def train(config: Config, shards: str | Path = "data/shards", out: str | Path = 
     resume: go on from the newest checkpoint in `out`, or begin where there is none. Without it an earlier run in `out` is
     moved aside. init_from: begin with the shape and the weights of a checkpoint, or of a Qwen3 model from elsewhere.
     sampler(model, tokenizer) writes the samples of text. command: what the user typed, for the record. verify: whether to read
-    every byte of the shards first, to see that none has changed. Under torchrun all processes train one model. CourseError for whatever the caller can mend."""
+    every byte of the shards first, to see that none has changed. Under torchrun all processes train one model. CourseError for
+    whatever the caller can mend."""
     started, out, where = time.perf_counter(), Path(out), pick_device(device)
     if where.type == "cpu": keep_memory()
-    if resume and (newest := newest_checkpoint(out)) and (init_from or began_elsewhere(newest)): init_from = newest   # for its shape
+    if resume and (newest := newest_checkpoint(out)) and (init_from or began_elsewhere(newest)): init_from = newest
     with joined_world(where) as world:
         say = say if world.leads else silent
         return train_run(start_run(config, shards, where, world, say, init_from, command, verify), out, resume, progress, sampler,
@@ -1189,7 +1198,7 @@ def prepare_out(run: Run, out: Path, resume: bool, say: Callable[[str], object])
     elif resume: say(f"{out} holds no checkpoint to resume from: beginning afresh.")
     elif newest and run.world.leads: set_aside(out, say)
     if run.origin and run.step == 0:
-        say(f"The model begins as {run.origin['name']}: its shape and its weights, with a context of {run.config.model.seq_len:,}.")
+        say(f"The model begins as {run.origin['name']}: its shape and its weights; its context is {run.config.model.seq_len:,}.")
     if len(set(run.world.gathered(run.step))) > 1:
         raise CourseError(f"The processes do not find the same checkpoint in {out}: it must be on a disk that all of them share.")
 

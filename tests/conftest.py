@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ PASSES = ROOT / "tests" / "last_pass.json"  # when the slow tests beside other p
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", metavar="NAME: PACKAGE PACKAGE", help="Write the day and the packages' versions to "
                      "tests/last_pass.json under NAME, if all that was asked for ran and passed.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    "With LLM_COURSE_PROGRAMS=all, as in `make test`, a program that is missing is an error: its tests would be skipped, and all look well."
+    programs = ["transformers", "gguf", "lm_eval", "datatrove", "orjson"] + ["megatron"] * (sys.platform == "linux")
+    missing = [name for name in programs if not find_spec(name)]
+    if os.environ.get("LLM_COURSE_PROGRAMS") == "all" and missing:
+        raise pytest.UsageError(f"Not installed: {', '.join(missing)}. Their tests would be skipped: `make clean`, then `make test`.")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:

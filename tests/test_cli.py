@@ -352,3 +352,14 @@ def test_demo(tmp_path):
     fine(course(*words, "--fresh", cwd=tmp_path))
     assert (tmp_path / "artifacts/demo/checkpoints/latest/manifest.json").stat().st_mtime_ns != trained_at
     assert fine(course(*next_words(told), "--max_new_tokens", 5, cwd=tmp_path))
+
+
+def test_what_is_held_out_has_a_bound(tmp_path, monkeypatch):
+    "However large the corpus: about MOST_HELD bytes, chosen by their hashes, and all else is trained on."
+    from llm_course import cli
+    (tmp_path / "own.txt").write_text("\n".join(f"line {i} of a text of one's own" for i in range(4000)))
+    fine(course("tokenizer", "--input", "own.txt", "--vocab_size", 300, cwd=tmp_path))
+    monkeypatch.setattr(cli, "MOST_HELD", 3000)
+    out = fine(course("prepare", "--input", "own.txt", "--val_fraction", 0.5, "--seq_len", 16, cwd=tmp_path))
+    held = (tmp_path / "val.txt").read_text().splitlines()
+    assert 50 < len(held) < 150 and f"{4000 - len(held):,} documents" in out

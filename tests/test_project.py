@@ -180,10 +180,11 @@ def test_what_the_readme_promises_of_other_programs_is_tested():
     assert set(passes) == {row.split("|")[1].strip() for row in rows if "make " in row}
 
 
-def test_what_the_readme_promises_of_faults_is_tested():
-    "Each row of the table of faults names its tests."
+@pytest.mark.parametrize("head", ["fault | what is promised", "what | why"])
+def test_what_the_readme_says_in_tables_is_tested(head: str):
+    "Each row of the tables of faults and of differences names its tests."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.search(r"^\| fault \| what is promised \| test \|\n\|[-|]+\|\n((?:\|.*\n)+)", readme, re.M)[1].splitlines()
+    rows = re.search(rf"^\| {re.escape(head)} \| test \|\n\|[-|]+\|\n((?:\|.*\n)+)", readme, re.M)[1].splitlines()
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row.strip("|").rsplit("|", 1)[1])
         assert named and all(map(defines, named)), row
