@@ -778,13 +778,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for file in files for name in file.keys()}
 
 def check_size(model: ModelConfig, folder: Path) -> None:
-    """CourseError unless the weights in `folder` are as many numbers as the model has, before any memory is taken for either."""
+    """CourseError where the model has far more numbers than the weights in `folder`, before any memory is taken for either."""
     if hasattr(os, "sysconf") and 4 * model.n_params > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise CourseError(f"{folder} is a model of {model.n_params:,} numbers, which {memory / 1e9:.0f} GB of memory cannot hold.")
     with weight_files(folder) as files:
         shapes = {name: file.get_slice(name).get_shape() for file in files for name in file.keys()}
     if model.tie_embeddings: shapes.pop("lm_head.weight", None)
-    if (found := sum(map(math.prod, shapes.values()))) != model.n_params or model.seq_len > MAX_SEQ_LEN:
+    if model.n_params > 2 * (found := sum(map(math.prod, shapes.values()))) or model.seq_len > MAX_SEQ_LEN:
         raise CourseError(f"The weights in {folder} do not fit the model of the config: they are {found:,} numbers, and it has"
                           f" {model.n_params:,} and reads {model.seq_len:,} tokens; give the config that they were trained with.")
 
@@ -800,7 +800,8 @@ def weight_files(folder: Path) -> Iterator[list[safe_open]]:
         with ExitStack() as stack:
             yield [stack.enter_context(safe_open(folder / name, "pt")) for name in names]
     except OSError as error:
-        raise CourseError(f"{folder} does not have all of {', '.join(names)}: save the model there as safetensors"
+        missing = [name for name in names if not (folder / name).is_file()] or [str(error)]
+        raise CourseError(f"{folder} has no {missing[0]}: save the model there as safetensors"
                           f" (files that end in .bin are pickles, which can run code).") from error
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
         raise CourseError(f"The weights in {folder} cannot be read: {error}.") from error
@@ -821,7 +822,9 @@ def load_trainer_state(folder: Path) -> dict:
         raise damaged(folder / "trainer.pt") from error
 
 def fits_run(state: Mapping, run: Run) -> bool:
-    """Whether a state is one of `run`: each count a number of its kind, each mean of an optimizer as large as its parameter."""
+    """Whether a state is one of `run`: each count a number of its kind, each mean of an optimizer as large as its parameter.
+
+    What has quite another form raises whatever it leads to."""
     right = [type(state[name]) is type(getattr(run, name)) for name in COUNTS] + [0 <= state["step"] <= state["max_steps"]]
     for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
         ours = [p for group in optimizer.param_groups for p in group["params"]]
@@ -830,7 +833,8 @@ def fits_run(state: Mapping, run: Run) -> bool:
             names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"mean"}
             right += [set(means) == names, all(mean.dtype == torch.float32 for mean in means.values())]
             right += [mean.shape == (() if name == "step" else ours[i].shape) for name, mean in means.items()]
-    return all(right) and state["random"]["cpu"].shape == torch.get_rng_state().shape
+    torch.Generator().set_state(state["random"]["cpu"])   # a RuntimeError, where these are no random numbers' state
+    return all(right)
 
 def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> None:
     """Put `run` where the run that saved `folder` was: the same next step, bit for bit."""
@@ -843,7 +847,7 @@ def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> 
         groups = lambda optimizer: [len(group["params"]) for group in optimizer["param_groups"]]
         mine, theirs = [groups(each.state_dict()) for each in run.optimizers], [groups(each) for each in state["optimizers"]]
         sound = mine != theirs or fits_run(state, run)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise damaged(folder / "trainer.pt") from error
     if mine != theirs:
         raise CourseError(f"{folder} was trained with another optimizer: resume with its muon_lr, or begin in another --out.")
