@@ -6,12 +6,11 @@ Every row is a process of its own; seeds go round and round, so that a slow minu
 Results, with the machine and the versions, go to benchmarks/demo_ingredients.json; the table is printed."""
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from common import in_process, middle, write_results
 
 ROWS = {  # what is left out: the settings that leave it out
     "nothing": {},
@@ -42,7 +41,7 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
     tales = list(Corpus(val, "line"))[:100]
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, tales)
     return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.floor_bits) / len(tales), "gap": found.gap,
-            "tokens_per_second": statistics.median(speeds)}
+            "tokens_per_second": middle(speeds)}
 
 
 def prepare(root: Path) -> None:
@@ -72,23 +71,10 @@ def main() -> None:
         results = []
         for seed in range(args.seeds):
             for row in ROWS:
-                command = [sys.executable, __file__, "--row", row, "--seed", str(seed), "--root", root, "--steps", str(args.steps),
-                           "--threads", str(args.threads)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                results.append(json.loads(done.stdout.splitlines()[-1]))
+                results.append(in_process(__file__, "--row", row, "--seed", seed, "--root", root, "--steps", args.steps,
+                                          "--threads", args.threads))
                 print(f"{row:24} seed {seed}: {results[-1]['excess_bits_per_tale']:6.1f} bits above the entropy", file=sys.stderr)
-    report(results, args)
-
-
-def report(results: list[dict], args: argparse.Namespace) -> None:
-    """The table, and the file with all there is to know."""
-    import torch
-
-    machine = {"cores": args.threads, "processor": platform.machine(), "system": platform.system(), "python": platform.python_version(),
-               "torch": torch.__version__, "amx": torch.cpu._is_amx_tile_supported()}
-    target = Path(__file__).with_suffix(".json")
-    target.write_text(json.dumps({"command": " ".join(["python", "benchmarks/demo_ingredients.py", *sys.argv[1:]]), "machine": machine,
-                                  "steps": args.steps, "results": results}, indent=1) + "\n")
+    write_results(__file__, results)
     print(table(results))
 
 
@@ -97,7 +83,7 @@ def table(results: list[dict]) -> str:
     lines = ["| left out | bits per tale above the entropy | gap | tokens per second |", "|---|---:|---:|---:|"]
     for row in ROWS:
         mine = [result for result in results if result["row"] == row]
-        bits, gap, speed = (statistics.median(r[key] for r in mine) for key in ("excess_bits_per_tale", "gap", "tokens_per_second"))
+        bits, gap, speed = (middle(r[key] for r in mine) for key in ("excess_bits_per_tale", "gap", "tokens_per_second"))
         lines.append(f"| {row} | {bits:.1f} | {gap:.1%} | {speed:,.0f} |")
     return "\n".join(lines)
 
