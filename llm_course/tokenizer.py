@@ -195,7 +195,7 @@ def _trainable(documents: Iterable[str]) -> Iterator[str]:
 
 
 def sample(texts: Iterable[str], limit: int, say: Callable[[str], None] = print) -> list[str]:
-    """As many texts as `limit` bytes hold, those with the smallest hashes: a choice that does not depend on their order."""
+    """As many texts as `limit` bytes hold, but at least one, those with the smallest hashes: their order does not matter."""
     heap: list[tuple[int, str]] = []
     kept, total, bound = 0, 0, 2**64
     for text in texts:
@@ -205,7 +205,7 @@ def sample(texts: Iterable[str], limit: int, say: Callable[[str], None] = print)
         if key < bound:
             heapq.heappush(heap, (-key, text))
             kept += len(raw)
-        while kept > limit:
+        while kept > limit and len(heap) > 1:
             largest, text = heapq.heappop(heap)
             bound, kept = -largest, kept - len(_utf8(text))
     if total > limit:

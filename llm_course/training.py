@@ -13,14 +13,14 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune', 'point_latest',
            'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged', 'check_tokenizer',
            'Checkpoint', 'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights',
-           'read_weights', 'check_size', 'weight_files', 'config_changes', 'load_trainer_state', 'fits_run',
+           'read_weights', 'check_size', 'weight_files', 'config_changes', 'named_in', 'load_trainer_state', 'fits_run',
            'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter',
            'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits',
            'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out',
            'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
-import ctypes, errno, gc, json, math, os, platform, re, shutil, signal, sys, threading, time
+import ctypes, errno, gc, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
@@ -673,7 +673,8 @@ def read_manifest(folder: Path, verify: bool = True) -> dict:
     if manifest.get("format") != FORMAT:
         raise CourseError(f"{folder} was saved by another version of this package: move it away, and train again.")
     kinds = {"step": int, "config": dict, "run": dict, "files": dict}
-    if any(type(manifest.get(name)) is not kind for name, kind in kinds.items()): raise damaged(folder / "manifest.json")
+    right = all(type(manifest.get(name)) is kind for name, kind in kinds.items()) and manifest["step"] >= 0
+    if not right: raise damaged(folder / "manifest.json")
     for name in CHECKPOINT_FILES if verify else (): verify_file(folder / name, manifest["files"])
     return manifest
 
@@ -800,7 +801,7 @@ def weight_files(folder: Path) -> Iterator[list[safe_open]]:
         with ExitStack() as stack:
             yield [stack.enter_context(safe_open(folder / name, "pt")) for name in names]
     except OSError as error:
-        missing = [name for name in names if not (folder / name).is_file()] or [str(error)]
+        missing = [name for name in names if not os.path.isfile(folder / name)] or [str(error)]   # no name is too long for it
         raise CourseError(f"{folder} has no {missing[0]}: save the model there as safetensors"
                           f" (files that end in .bin are pickles, which can run code).") from error
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, MemoryError) as error:
@@ -812,11 +813,17 @@ def config_changes(old: Mapping, new: Mapping) -> dict[str, tuple[object, object
     flat = [{name: value for part in config.values() for name, value in part.items()} for config in (old, new)]
     return {name: (flat[0].get(name), value) for name, value in flat[1].items() if flat[0].get(name) != value}
 
+def named_in(pickled: bytes) -> list[str]:
+    """The classes and functions that a pickle names; it is not run."""
+    return [word for operation, word, _ in pickletools.genops(pickled) if operation.name in ("GLOBAL", "INST")]
+
 def load_trainer_state(folder: Path) -> dict:
     """What trainer_state has put into a checkpoint; reading it cannot run code."""
     try:
         with ZipFile(folder / "trainer.pt") as members:   # torch.save never compresses, and what is compressed may swell
             if any(member.compress_type for member in members.infolist()): raise damaged(folder / "trainer.pt")
+            for name in filter(re.compile(r"/data\.pkl$").search, members.namelist()):   # torch takes hours over a name that is a book
+                if any(len(word) > 100 for word in named_in(members.read(name))): raise damaged(folder / "trainer.pt")
         return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:   # whatever a bent file leads torch.load into
         raise damaged(folder / "trainer.pt") from error

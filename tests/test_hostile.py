@@ -952,11 +952,12 @@ def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> Non
         "",
         "/dev/zero",
         "\0",
+        "9" * 5000,
         5,
         None,
         ["a"],
     ],
-    ids=str,
+    ids=lambda name: str(name)[:20],
 )
 def test_an_index_that_leads_elsewhere(reading: Reading, good: Path, place: Path, name: object) -> None:
     "The files of weights lie in the model's folder, and nowhere else, even where that would work."
@@ -1021,6 +1022,29 @@ def test_no_pickle_runs_code(reading: Reading, good: Path, place: Path, zipped: 
     buffer.seek(0)
     torch.load(buffer, weights_only=False)
     assert token.exists(), "the pickle is harmless, so this test shows nothing"
+
+
+def test_a_pickle_with_a_name_as_long_as_a_book(reading: Reading, good: Path, place: Path) -> None:
+    "torch.load quotes a class that it refuses, and looks through the quotation in a time that grows with its square: hours."
+    import torch
+
+    torch.save({"step": Evil(place)}, buffer := BytesIO())
+    root = put(place / "long name", {})
+    shutil.copytree(good / "shards", root / "shards")
+    folder = shutil.copytree(good / "run/step-000004", root / "step-000002")
+    shutil.copy(good / "run.json", root)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(folder / "trainer.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"posix\nsystem", b"posix\n" + b"GLOBAL:" * 30_000))
+    seal(folder, "trainer.pt")
+    refused(reading.outcome(resumes, root))
+
+
+def test_a_step_below_zero(reading: Reading, good: Path, place: Path) -> None:
+    "A sealed manifest that says so is refused."
+    folder = copied(good / "run/step-000004", place)
+    seal(folder, step=-1)
+    refused(reading.outcome(reads_checkpoint, folder))
 
 
 def test_a_pickle_that_swells(reading: Reading, good: Path, place: Path) -> None:
