@@ -364,10 +364,11 @@ class Shards:
     """All shards of a split, read as one stream of tokens: nothing here depends on how many there are.
 
     `len(shards)` sequences; `shards[i]` is tokens i·T to i·T+T, one more than T: the targets are the inputs shifted by one.
-    `seq_len` T is the manifest's unless given. `CourseError` when files are missing, or not of the size that was written.
+    `seq_len` T is the manifest's unless given. With `align`, sequences begin where documents begin, and may overlap.
+    `CourseError` when files are missing, or not of the size that was written.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train", seq_len: int | None = None):
+    def __init__(self, folder: str | Path, split: str = "train", seq_len: int | None = None, align: bool = False):
         self.folder = Path(folder)
         self.manifest = Manifest.load(folder)
         self.seq_len = seq_len or self.manifest.seq_len
@@ -378,6 +379,27 @@ class Shards:
         self.documents = sum(shard.documents for shard in self.shards)
         self._maps = [self._open(shard) for shard in self.shards]
         self._starts = np.cumsum([0] + [shard.tokens for shard in self.shards])
+        self._begins = self._aligned() if align else range(0, max(self.tokens - self.seq_len, 0), self.seq_len)
+
+    def _aligned(self) -> np.ndarray:
+        """Where aligned sequences begin: at the `</s>` before the first document that the sequence before has not shown whole.
+
+        A document longer than T goes on in the next sequence, and the last one ends where the stream ends: nothing is left out.
+        """
+        ends, begins, begin = self._ends(), [], 0
+        while begin + self.seq_len < self.tokens:
+            begins.append(begin)
+            whole = int(np.searchsorted(ends, begin + self.seq_len + 1, "right"))  # documents that have ended by then
+            before = int(ends[whole - 1]) - 1 if whole else 0
+            begin = before if before > begin else begin + self.seq_len
+        if begins and begins[-1] + self.seq_len + 1 < self.tokens:
+            begins.append(self.tokens - self.seq_len - 1)
+        return np.array(begins, np.int64)
+
+    def _ends(self) -> np.ndarray:
+        """Where each document ends in the stream, in tokens: (documents,) int64."""
+        lengths = [read_index(self.folder / f"{shard.name}.idx")[0] for shard in self.shards]
+        return np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]), dtype=np.int64)
 
     def _open(self, shard: Shard) -> np.ndarray:
         """The tokens of one shard, mapped into memory; `CourseError` when the file is missing or has another size."""
@@ -389,13 +411,13 @@ class Shards:
         return np.memmap(path, dtype, "r") if size else np.empty(0, dtype)
 
     def __len__(self) -> int:
-        return max(self.tokens - 1, 0) // self.seq_len
+        return len(self._begins)
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Sequence i and the token after it: (T+1,) int64."""
         if not 0 <= i < len(self):
             raise IndexError(f"sequence {i} of {len(self)}")
-        return self.read(i * self.seq_len, (i + 1) * self.seq_len + 1)
+        return self.read(int(self._begins[i]), int(self._begins[i]) + self.seq_len + 1)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens `start` to `stop` of the stream, joined where they cross from one shard into the next: (stop-start,) int64."""
@@ -420,9 +442,7 @@ class Shards:
 
     def documents_in(self, i: int) -> range:
         """The documents of which sequence i holds a token."""
-        lengths = [read_index(self.folder / f"{shard.name}.idx")[0] for shard in self.shards]
-        ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
-        first, last = np.searchsorted(ends, [i * self.seq_len, (i + 1) * self.seq_len], "right")
+        first, last = np.searchsorted(self._ends(), [self._begins[i], self._begins[i] + self.seq_len], "right")
         return range(int(first), min(int(last), self.documents - 1) + 1)
 
     def verify(self) -> None:

@@ -8,16 +8,16 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part', 'make_config', 'config_names',
            'config_path', 'load_config', 'kind_of', 'make_optimizers', 'learning_rate', 'accumulate', 'pick_device',
            'pick_precision', 'keep_memory', 'World', 'meeting_place', 'joined_world', 'Run', 'open_shards', 'start_run',
-           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'next_batch', 'validate', 'first_not_finite',
-           'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced',
-           'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune', 'point_latest',
-           'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged', 'check_tokenizer',
-           'Checkpoint', 'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights',
-           'read_weights', 'check_size', 'weight_files', 'config_changes', 'named_in', 'load_trainer_state', 'fits_run',
-           'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter',
-           'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits',
-           'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out',
-           'Stages', 'train_on_tales']
+           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate',
+           'first_not_finite', 'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes',
+           'write_synced', 'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune',
+           'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged',
+           'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of',
+           'load_weights', 'read_weights', 'check_size', 'weight_files', 'config_changes', 'named_in',
+           'load_trainer_state', 'fits_run', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
+           'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
+           'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train',
+           'train_run', 'began_elsewhere', 'prepare_out', 'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
@@ -40,7 +40,7 @@ from safetensors.torch import save
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 from .corpus import (Corpus, CourseError, atomic_write, did_you_mean, file_sha256, sync_folder, write_tales,
                                write_tales_corpus)
@@ -104,6 +104,7 @@ class TrainingConfig:
     """How a run learns: every knob there is, each of them also a flag of `llm-course train`."""
     batch_size: int = 32                 # sequences in one step: all processes and all micro batches together
     micro_batch_size: int = 0            # sequences that one process holds in memory at once (0: its whole share)
+    align: bool = False                  # let sequences begin where documents begin: some tokens are then read twice
     max_steps: int = 1000                # steps of the optimizer
     lr: float = 1e-3                     # learning rate at its height
     table_lr: float = 1.0                # learning rate of the token table, as a multiple of lr
@@ -402,11 +403,12 @@ class Run:
         """Whether something that happens `every` so many steps, and at the end, happens after this one."""
         return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
-def open_shards(folder: str | Path, seq_len: int, verify: bool = True) -> tuple[Tokenizer, Shards, Shards | None]:
+def open_shards(folder: str | Path, seq_len: int, verify: bool = True,
+                align: bool = False) -> tuple[Tokenizer, Shards, Shards | None]:
     """The tokenizer, the training and the validation sequences of a folder of shards, which must belong together.
 
     Unless `verify` is False, every byte is read first, to see that it is the one that was written."""
-    train, val = (Shards(folder, split, seq_len=seq_len) for split in ("train", "val"))
+    train, val = (Shards(folder, split, seq_len=seq_len, align=align) for split in ("train", "val"))
     for split in (train, val) if verify else (): split.verify()
     if len(train) == 0:
         raise CourseError(f"{folder} has {train.tokens:,} tokens to train on, and one sequence needs {seq_len + 1:,}:"
@@ -424,7 +426,7 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     """A Run at step 0: the model drawn from the seed, its optimizer, its data. The shards' tokenizer decides the vocabulary.
 
     init_from: a checkpoint, or a model that another program saved; its shape and its weights are what the run begins with."""
-    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify)
+    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify, config.training.align)
     first, origin = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer, verify=verify), None
     if first:
         first.check_tokenizer(tokenizer, f"The tokenizer of {shards}")
@@ -458,9 +460,10 @@ def describe(run: Run, reason: str) -> str:
     """What is about to happen, in two lines."""
     training, tokens = run.config.training, run.config.training.batch_size * run.config.model.seq_len
     processes = f" on {run.world.size} processes" if run.world.size > 1 else ""
+    passes = training.batch_size * training.max_steps / len(run.shards)
     return (f"{run.config.model.n_params / 1e6:,.2f}M parameters on {run.device}{processes}, products in"
             f" {dtype_name(run.precision)}: {reason}.\n{training.max_steps:,} steps of {tokens:,} tokens make"
-            f" {tokens * training.max_steps / run.shards.tokens:,.1f} passes over {run.shards.tokens:,} tokens.")
+            f" {passes:,.1f} passes over {run.shards.tokens:,} tokens.")
 
 def silent(text: str) -> None:
     """Say nothing: the voice of all processes but the first."""
@@ -476,7 +479,7 @@ def train_step(run: Run) -> tuple[float, float]:
     Where one of them is no finite number, nothing is learned, and the step counts as skipped."""
     training = run.config.training
     loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast))
-    norm = clip_grad_norm_(run.model.parameters(), training.grad_clip or math.inf).item()
+    norm = clip_gradients(run.model, training.grad_clip)
     sound = math.isfinite(loss + norm)
     rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
     for optimizer in run.optimizers:
@@ -486,6 +489,12 @@ def train_step(run: Run) -> tuple[float, float]:
     run.step += 1
     run.skipped, run.in_a_row = run.skipped + (not sound), 0 if sound else run.in_a_row + 1
     return loss, norm
+
+def clip_gradients(model: nn.Module, longest: float) -> float:
+    """Shorten the gradient of all parameters together to `longest` (0: leave it). Returns its length before."""
+    norm = get_total_norm(p.grad for p in model.parameters() if p.grad is not None)
+    if longest and norm + 1e-6 > longest: clip_grads_with_norm_(model.parameters(), longest, norm)   # else no memory is touched
+    return norm.item()
 
 def next_batch(run: Run) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the next step, this process's share of them: each (B, T) token ids."""
@@ -822,8 +831,9 @@ def load_trainer_state(folder: Path) -> dict:
     try:
         with ZipFile(folder / "trainer.pt") as members:   # torch.save never compresses, and what is compressed may swell
             if any(member.compress_type for member in members.infolist()): raise damaged(folder / "trainer.pt")
-            for name in filter(re.compile(r"/data\.pkl$").search, members.namelist()):   # torch takes hours over a name that is a book
-                if any(len(word) > 100 for word in named_in(members.read(name))): raise damaged(folder / "trainer.pt")
+            for name in filter(re.compile(r"/data\.pkl$").search, members.namelist()):
+                if any(len(word) > 100 for word in named_in(members.read(name))):   # torch takes hours over a name like a book
+                    raise damaged(folder / "trainer.pt")
         return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     except Exception as error:   # whatever a bent file leads torch.load into
         raise damaged(folder / "trainer.pt") from error

@@ -85,6 +85,34 @@ def test_every_token_once(tmp_path_factory, train, val, shard_tokens, seq_len):
         assert all(s.tokens <= shard_tokens or s.documents == 1 for s in shards.shards)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    shard_tokens=st.integers(5, 200),
+    seq_len=st.integers(1, 50),
+)
+def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
+    """They begin where documents begin, but for the end of the stream and documents longer than one; no token is left out."""
+    documents = ["x" * length for length in lengths]
+    stream = stream_of(documents)
+    if len(stream) <= seq_len:
+        return
+    out = tmp_path_factory.mktemp("aligned") / "s"
+    write_shards(documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens)
+    shards = Shards(out, align=True)
+    begins = shards._begins.tolist()
+    assert [shards[i].tolist() for i in range(len(shards))] == [stream[b : b + seq_len + 1] for b in begins]
+    assert {at for b in begins for at in range(b, b + seq_len + 1)} == set(range(len(stream)))
+    assert begins == sorted(set(begins))
+    for before, begin in itertools.pairwise(begins[:-1] if begins[-1] == len(stream) - seq_len - 1 else begins):
+        assert stream[begin] == TOKENIZER.eos_id or begin == before + seq_len
+        assert TOKENIZER.eos_id not in stream[begin + 1 : before + seq_len + 1], "a document of which more was seen comes again"
+    starts = np.cumsum([0] + [len(stream_of([document])) for document in documents])
+    for i, begin in enumerate(begins):
+        shown = {int(np.searchsorted(starts, at, "right")) - 1 for at in range(begin, begin + seq_len + 1)}
+        assert shown == set(shards.documents_in(i))
+
+
 def test_number_of_shards_does_not_matter(tmp_path):
     """Training sequences and validation are the same in one shard and in a shard for each document."""
     for name, size in (("one", 10**9), ("some", 1000), ("each", 1)):

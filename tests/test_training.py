@@ -20,8 +20,8 @@ from llm_course import training
 from llm_course.corpus import CourseError, write_tales
 from llm_course.packing import Shards, batch_indices, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, config_changes, find_checkpoint, first_not_finite, learning_rate,
-                                 load_checkpoint, load_config, newest_checkpoint, next_batch, orthogonalised, pick_device,
+from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, clip_gradients, config_changes, find_checkpoint,
+                                 first_not_finite, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch, orthogonalised, pick_device,
                                  pick_precision, point_latest, prune, read_log, spikes, start_run, step_folders, train,
                                  train_on_tales, train_step, trainer_state)
 
@@ -375,6 +375,20 @@ def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
     rows = batch_indices(len(split), config.training.batch_size, config.training.seed, 6)
     tokens = {int(j) for i in rows for j in split.documents_in(int(i))}
     assert f"documents {', '.join(map(str, sorted(tokens)[:10]))}" in str(error.value)
+
+
+@pytest.mark.parametrize("longest", [0.0, 0.5, 100.0])
+def test_gradients_are_clipped_as_torch_clips_them(longest, shards):
+    """To the bit, with less work where nothing is to be clipped."""
+    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    lengths, gradients = [], []
+    for clip in (clip_gradients, lambda model, longest: torch.nn.utils.clip_grad_norm_(model.parameters(), longest or math.inf).item()):
+        run.model(*next_batch(run)).backward()
+        lengths.append(clip(run.model, longest))
+        gradients.append([p.grad.clone() for p in run.model.parameters()])
+        run.model.zero_grad()
+    assert lengths[0] == lengths[1] and 0.5 < lengths[0] < 100
+    assert all(map(torch.equal, *gradients))
 
 
 def test_a_gradient_that_is_not_finite_is_named(shards):
