@@ -172,6 +172,9 @@ def _check_lossless(tokenizer: Tokenizer) -> None:
         raise CourseError("This tokenizer does not give back the text it encodes; `llm-course tokenizer` makes one that does.")
 
 # %% ../nbs/02_tokenizer.ipynb #21442710
+_NO_TEXT = "The corpus has no text, so there is no vocabulary to learn."
+
+
 def _train(texts: Iterable[str], vocab_size: int) -> bytes:
     """A SentencePiece model learned from `texts`, in memory: a path in the model would tie its bytes to one machine."""
     model = io.BytesIO()
@@ -182,6 +185,8 @@ def _train(texts: Iterable[str], vocab_size: int) -> bytes:
         if need := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error)):
             raise CourseError(f"A vocabulary of {vocab_size:,} is too small for this corpus: 2 special pieces, 256 bytes and "
                               f"its characters, but for the rarest, make {int(need[1]):,}, the least possible.") from None
+        if "sentences_.empty()" in str(error):  # line ends alone are nothing to it
+            raise CourseError(_NO_TEXT) from None
         raise
     return model.getvalue()
 
@@ -228,7 +233,7 @@ def train_tokenizer(
     """
     texts = sample(_trainable(documents), sample_bytes, say)
     if not texts:
-        raise CourseError("The corpus has no text, so there is no vocabulary to learn.")
+        raise CourseError(_NO_TEXT)
     tokenizer = Tokenizer(_train(texts, vocab_size))
     if (largest := tokenizer.vocab_size) < vocab_size:
         message = f"A vocabulary of {vocab_size:,} is too large for this corpus: the largest that it supports is {largest:,}."
