@@ -127,7 +127,7 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
             return str(error)
 
     assert learned(documents) == (found := learned(random.Random(seed).sample(documents, len(documents))))
-    assert isinstance(found, bytes) or not "".join(documents).strip("\r\n")
+    assert isinstance(found, bytes) or not "".join(documents).strip("▁▅\0\r\n")  # of which nothing is learned
 
 
 @pytest.mark.parametrize(
