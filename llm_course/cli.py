@@ -8,10 +8,10 @@ __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 
            'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text',
            'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus',
            'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable',
-           'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible', 'sample',
-           'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text',
-           'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'draw_losses',
-           'show_results', 'show_stories', 'demo']
+           'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
+           'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict',
+           'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor',
+           'draw_losses', 'show_results', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -283,11 +283,11 @@ def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:
     from llm_course.corpus import SEPARATOR, held_out
     unfit = re.compile(f"[\0\ufeff\ud800-\udfff]|{re.escape(SEPARATOR)}")
     first = next(iter(trimmed(corpus)))
-    others = lambda: (d for d in trimmed(corpus) if d != first and not unfit.search(d))
-    size = sum(len(d.encode()) for d in others() if held_out(d, fraction))
+    others = lambda fraction: (d for d in trimmed(corpus) if held_out(d, fraction) and d != first and not unfit.search(d))
+    size = sum(len(d.encode()) for d in others(fraction))
     fraction *= min(1, MOST_HELD / max(size, 1))  # what is held out is held in memory
-    held = list(dict.fromkeys(d for d in others() if held_out(d, fraction)))
-    return held or list(itertools.islice(others(), 1 if fraction else 0))
+    held = list(dict.fromkeys(others(fraction)))
+    return held or list(itertools.islice(others(2), 1 if fraction else 0))  # 2: all
 
 # %% ../nbs/99_cli.ipynb #d1680f95
 @contextlib.contextmanager
@@ -331,6 +331,13 @@ def packable(corpus: Iterable[str], move: Callable[[int], object]) -> Iterator[o
     return (text for text in trimmed(corpus) if not move(len(text.encode("utf-8", "surrogatepass"))))
 
 
+def useful_workers(corpus: Iterable[str]) -> int:
+    "As many processes as there are processors, but each with 10 MB to tokenize: starting one costs about as much as 5 MB."
+    from llm_course.packing import usable_processors
+    size = 0 if hasattr(corpus, "tokenized") else sum(file.stat().st_size for file in corpus.files)
+    return max(1, min(usable_processors(), size // 10_000_000))
+
+
 @main.command()
 @click.option("--input", "source", default=CORPUS,
               help="A text file, a folder, a glob such as 'books/*.txt', .jsonl, or .ds files of datatrove.")
@@ -340,9 +347,11 @@ def packable(corpus: Iterable[str], move: Callable[[int], object]) -> Iterator[o
 @click.option("--out_dir", default=SHARDS, help="Where the shards go.")
 @click.option("--val", help="A text to validate on.  [default: val.txt beside the input]")
 @click.option("--val_fraction", type=click.FloatRange(0, 0.5), default=0.01, help="Held out where there is no such text.")
+@click.option("--workers", type=click.IntRange(min=1),
+              help="Processes that tokenize.  [default: one a processor, each with 10 MB to do]")
 @reads_text
 def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str, val: str | None, val_fraction: float,
-            documents: str, errors: str) -> None:
+            workers: int | None, documents: str, errors: str) -> None:
     "Pack a text into shards, and hold documents out."
     from llm_course.packing import write_shards
     from llm_course.tokenizer import Tokenizer
@@ -350,7 +359,7 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
     corpus = open_tokens(source, learned) or open_corpus(source, documents, errors)
     with validation(corpus, source, val, val_fraction, errors, learned) as held, progress_bar(corpus, "packing") as move:
         manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=held, seq_len=seq_len,
-                                shard_tokens=shard_tokens)
+                                shard_tokens=shard_tokens, workers=workers or useful_workers(corpus))
     if mended := getattr(corpus, "mended", 0):
         click.echo(f"Mended: {mended:,} documents whose text holds </s> or <unk>, which datatrove took for special pieces.")
     for split, shards in manifest.splits.items():

@@ -1,9 +1,11 @@
 """The command line from end to end: the seven steps as they stand in the README, and with a text of one's own."""
 import json
+import os
 import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import course, fine, process, snapshot
@@ -363,3 +365,21 @@ def test_what_is_held_out_has_a_bound(tmp_path, monkeypatch):
     out = fine(course("prepare", "--input", "own.txt", "--val_fraction", 0.5, "--seq_len", 16, cwd=tmp_path))
     held = (tmp_path / "val.txt").read_text().splitlines()
     assert 50 < len(held) < 150 and f"{4000 - len(held):,} documents" in out
+
+
+def test_workers_change_no_byte(trained, tmp_path):
+    "`--workers 2` writes the shards that one process writes."
+    fine(course("prepare", "--input", trained / "data/raw/corpus.txt", "--tok", trained / "artifacts/tokenizer/llm_spm.model",
+                "--val", trained / "data/raw/val.txt", "--seq_len", 64, "--out_dir", "s", "--workers", 2, cwd=tmp_path))
+    assert snapshot(tmp_path / "s") == snapshot(trained / "data/shards")
+
+
+def test_as_many_workers_as_pay(tmp_path, monkeypatch):
+    "One for a small text and for tokens, more for a large one, and never more than there are processors."
+    from llm_course import cli, packing
+    monkeypatch.setattr(packing, "usable_processors", lambda: 4)
+    (text := tmp_path / "text.txt").touch()
+    for megabytes, workers in ((0, 1), (19, 1), (21, 2), (1000, 4)):
+        os.truncate(text, megabytes * 10**6)
+        assert cli.useful_workers(SimpleNamespace(files=[text])) == workers
+        assert cli.useful_workers(SimpleNamespace(files=[text], tokenized=iter)) == 1

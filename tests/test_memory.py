@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ FLAT = 50  # MB
 
 def memory(field: str, pid: int | str = "self") -> float:
     "Megabytes of a process: VmRSS, resident; RssAnon, of that what is no mapped file; VmHWM, the most that was ever resident."
-    for line in Path(STATUS.format(pid)).read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
+    with suppress(FileNotFoundError, ProcessLookupError):  # a worker that has ended since
+        for line in Path(STATUS.format(pid)).read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
     return 0.0
 
 
@@ -95,8 +97,13 @@ def write_corpus(path: Path, megabytes: int) -> Path:
     return path
 
 
+def children(pid: int) -> list[int]:
+    "The processes that a process has started."
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def watched(*args: object, cwd: Path) -> list[float]:
-    "The resident memory of `llm-course ARGS`, ten times a second, and at the end the most that it ever was."
+    "The resident memory of `llm-course ARGS` and its workers, ten times a second, and at the end the most that it ever was."
     command = subprocess.Popen(
         [sys.executable, "-m", "llm_course", *map(str, args)],
         cwd=cwd,
@@ -106,8 +113,9 @@ def watched(*args: object, cwd: Path) -> list[float]:
     )
     seen, highest = [], 0.0
     while command.poll() is None:
-        seen.append(memory("VmRSS", command.pid))
-        highest = max(highest, memory("VmHWM", command.pid))
+        everyone = [command.pid, *children(command.pid)]
+        seen.append(sum(memory("VmRSS", pid) for pid in everyone))
+        highest = max(highest, sum(memory("VmHWM", pid) for pid in everyone))
         time.sleep(0.1)
     assert command.returncode == 0, command.stderr.read().decode()
     return [*seen, highest]
@@ -115,8 +123,12 @@ def watched(*args: object, cwd: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     "stage, args",
-    [("prepare", ["--seq_len", 512]), ("tokenizer", ["--vocab_size", 1000, "--model_prefix", "t"])],
-    ids=["prepare", "tokenizer"],
+    [
+        ("prepare", ["--seq_len", 512, "--workers", 1]),
+        ("prepare", ["--seq_len", 512, "--workers", 2]),
+        ("tokenizer", ["--vocab_size", 1000, "--model_prefix", "t"]),
+    ],
+    ids=["prepare", "prepare in two processes", "tokenizer"],
 )
 def test_a_corpus_of_a_gigabyte(stage: str, args: list, tmp_path: Path) -> None:
     "Ten times the text takes no more memory: the peak on 1 GB is that on 100 MB, and once it is warm nothing grows."

@@ -1,25 +1,37 @@
 """Shards: every token once, the same for any number of files, readable by others, safe against interruption and damage."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_course import packing
 from llm_course.corpus import CourseError, held_out, tales, write_tales
 from llm_course.packing import (
     Manifest,
     Shards,
     TokenFiles,
+    Tokenized,
+    _chunks,
+    _encode_all,
+    _tokenized,
     batch_indices,
     get_batch,
     read_ends,
@@ -28,7 +40,7 @@ from llm_course.packing import (
     write_ends,
     write_shards,
 )
-from llm_course.tokenizer import train_tokenizer
+from llm_course.tokenizer import id_dtype, train_tokenizer
 
 TALES = write_tales(0, 60)
 TOKENIZER = train_tokenizer([*TALES, "東京 🦊"], 600)
@@ -130,7 +142,7 @@ def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
 
     class Large:  # a tokenizer of any size, whose document is one token, the largest
         model, sha256, eos_id = b"", hashlib.sha256(b"").hexdigest(), 1
-        encode_document = staticmethod(lambda text: [int(text), vocab_size - 1])
+        encode_array = staticmethod(lambda text: np.array([int(text), vocab_size - 1], id_dtype(vocab_size)))
         save = staticmethod(lambda path: path.write_bytes(b""))
 
     Large.vocab_size = vocab_size
@@ -512,3 +524,146 @@ def test_memory_does_not_grow_with_token_files(tmp_path):
 
     peak(1)
     assert peak(40) < peak(1) + 200_000
+
+
+# Several processes
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), size=st.integers(1, 300))
+def test_chunks_are_the_documents(data, size):
+    """Any documents, chunks of any size: none is lost, the order stays, and only the last document of a chunk goes beyond its size."""
+    ids = np.zeros(3, np.uint16)
+    document = st.one_of(st.text(max_size=80), st.text(max_size=80).map(lambda text: Tokenized(text, ids)))
+    routed = data.draw(st.lists(st.tuples(st.sampled_from(["train", "val", "excluded"]), document), max_size=40))
+    chunks = list(_chunks(iter(routed), size))
+    assert sum(chunks, []) == routed and all(chunks)
+    for chunk in chunks:
+        assert sum(len(text if isinstance(text, str) else text.text) + 64 for _, text in chunk[:-1]) < size
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents=st.lists(st.text(max_size=60), max_size=30), data=st.data(), workers=st.integers(2, 4), size=st.integers(1, 400))
+def test_the_order_is_that_of_the_documents(documents, data, workers, size):
+    """Whichever process does a chunk and whenever it is done: documents and tokens are those of one process."""
+    late = []  # what has been given away and is done at some later time
+
+    @contextlib.contextmanager
+    def out_of_order(tokenizer, number):
+        def give(texts):
+            late.append((result := LateFuture(lambda: finish(result)), texts))
+            if data.draw(st.booleans()):
+                finish(data.draw(st.sampled_from(late))[0])
+            return result
+
+        def finish(result):
+            if not result.done():
+                result.set_result(_encode_all(tokenizer, next(texts for other, texts in late if other is result)))
+
+        yield give
+
+    class LateFuture(Future):
+        def __init__(self, finish):
+            super().__init__()
+            self.finish = finish
+
+        def result(self):
+            self.finish()
+            return super().result()
+
+    routed = [(data.draw(st.sampled_from(["train", "val", "excluded"])), text) for text in documents]
+    expected = list(_tokenized(iter(routed), TOKENIZER, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_workers", out_of_order)
+        patch.setattr(packing, "_chunks", lambda routed: _chunks(routed, size))
+        found = list(_tokenized(iter(routed), TOKENIZER, workers))
+    for (split, document), (wanted_split, wanted) in zip(found, expected, strict=True):
+        assert split == wanted_split and document.text == wanted.text and np.array_equal(document.ids, wanted.ids)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of a thousand characters, so that few documents make many."""
+    monkeypatch.setattr(packing, "_chunks", lambda routed: _chunks(routed, 1000))
+
+
+def test_the_same_bytes_from_any_number_of_processes(tmp_path, small_chunks):
+    """Texts and tokens mixed, empty ones and long ones, several shards, some left out: every file is the same, and all is counted."""
+    texts = [*TALES, "", "東京 🦊 ▁", " ".join(TALES), *TALES[:5]] * 3
+    mixed = [Tokenized(text, TOKENIZER.encode_array(text)) if i % 3 == 0 else text for i, text in enumerate(texts)]
+    files, counted = [], []
+    for workers in (1, 2, 3):
+        done = []
+        write_shards(mixed, TOKENIZER, tmp_path / "s", val_documents=TALES[:7], seq_len=32, shard_tokens=5000, workers=workers,
+                     progress=done.append)
+        files.append({path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()})
+        counted.append(done)
+    assert files[0] == files[1] == files[2] and len(files[0]) > 20
+    assert counted[0] == counted[1] == counted[2] and sum(counted[0]) == sum(len(t.encode()) for t in [*texts, *TALES[:7]])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CourseError, ValueError])
+def test_interrupted_with_workers(folder, tmp_path, error, small_chunks):
+    """As with one process: the old shards stay, nothing lies beside them, and no process is left."""
+
+    def documents():
+        yield from TALES[:30]
+        raise error("stop")
+
+    before = Manifest.load(folder)
+    with pytest.raises(error, match="stop"):
+        write_shards(documents(), TOKENIZER, folder, seq_len=32, workers=2)
+    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+
+
+def test_a_text_that_is_none_in_a_worker(folder, tmp_path, small_chunks):
+    """The sentence comes back from the worker as it is, and the old shards stay."""
+    before = Manifest.load(folder)
+    with pytest.raises(CourseError, match=r"not valid Unicode: character 3 is '\\ud800'") as error:
+        write_shards(["abc\ud800", *TALES], TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+    assert "\n" not in str(error.value)
+    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_worker_that_is_killed(folder, tmp_path, small_chunks):
+    """As by a system that has no memory left: a sentence, the old shards, and an end."""
+
+    def documents():
+        yield from TALES[:30]
+        [worker] = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        yield from itertools.islice(tales(0), 100_000)
+
+    before = Manifest.load(folder)
+    with pytest.raises(CourseError, match="A worker process has come to a sudden end"):
+        write_shards(documents(), TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+
+
+def test_chunks_under_way_are_few(small_chunks):
+    """However long the corpus and however slow a worker: what has been read and is not yet written has a bound."""
+    read, most = 0, 0
+
+    def documents():
+        nonlocal read
+        for text in TALES * 20:
+            read += 1
+            yield "train", text
+
+    for written, _ in enumerate(_tokenized(documents(), TOKENIZER, 2)):
+        most = max(most, read - written)
+    assert written + 1 == read == 1200 and most <= 8 * 2 + 2  # a tale is a chunk here
+
+
+def test_a_script_without_a_guard(tmp_path):
+    """It starts itself in the worker, which Python refuses: told as a sentence that says what is missing."""
+    (tmp_path / "script.py").write_text(
+        "from llm_course.corpus import write_tales\nfrom llm_course.packing import write_shards\n"
+        "from llm_course.tokenizer import train_tokenizer\ntales = write_tales(0, 300)\n"
+        "write_shards(tales * 5, train_tokenizer(tales, 600), 'shards', val_documents=[], seq_len=32, workers=2)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and 'lacks `if __name__ == "__main__":`' in done.stderr.splitlines()[-1], done.stderr
+    assert os.listdir(tmp_path) == ["script.py"]

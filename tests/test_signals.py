@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import course, fine, snapshot
-from running import ROOT, running
+from running import PATIENCE, ROOT, Running, running
 
 from llm_course.training import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_log, step_folders
 
@@ -186,6 +186,62 @@ def test_a_terminated_stage_leaves_no_half(stage, busy, tmp_path):
     finally:
         for left in set(snapshot(busy)) - set(before):
             shutil.rmtree(busy / left) if (busy / left).is_dir() else (busy / left).unlink(missing_ok=True)
+
+
+def group_is_empty(run: Running) -> bool:
+    "Whether the command and all that it has started have ended."
+    try:
+        os.killpg(run.process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def ends_alone(run: Running) -> None:
+    "Wait until no process of the command is left."
+    end = time.monotonic() + PATIENCE
+    while not group_is_empty(run):
+        assert time.monotonic() < end, "a process has outlived the command that started it"
+        time.sleep(0.01)
+
+
+def with_workers(busy: Path, out: Path) -> list:
+    "`prepare` in three processes, for some seconds."
+    return ["prepare", "--input", busy / "long.txt", "--documents", "line", "--tok", busy / "artifacts/tokenizer/llm_spm.model",
+            "--seq_len", 16, "--val", busy / "data/raw/val.txt", "--out_dir", out, "--workers", 3]
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["to all", "to the first"])
+@pytest.mark.parametrize("number", STATUS)
+def test_a_signal_to_prepare_with_workers(number, to_all, busy, tmp_path):
+    "A terminal sends Ctrl-C to every process, a scheduler may ask the first alone: one line at most, and nobody and nothing stays."
+    with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:
+        run.until("Validation")
+        time.sleep(random.uniform(0, 0.8))  # the workers start, or work
+        run.send(number) if to_all else run.process.send_signal(number)
+        assert run.end() == STATUS[number], run.told
+        ends_alone(run)
+    assert run.lines[2:] == ["llm-course prepare: stopped."] * (number == signal.SIGINT), run.told
+    assert [path.name for path in tmp_path.iterdir()] == [Path(run.file.name).name]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for the workers")
+@pytest.mark.parametrize("victim", ["the first process", "a worker"])
+def test_a_process_of_prepare_is_killed(victim, busy, tmp_path):
+    "Without the first process its workers end, too; without a worker the command ends with a sentence and status 2. It works again."
+    with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:
+        children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+        named = lambda: [pid for pid in children.read_text().split() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        run.until(lambda: len(named()) == 2)
+        time.sleep(0.3)
+        os.kill(run.process.pid if victim == "the first process" else int(named()[0]), signal.SIGKILL)
+        code = run.end()
+        ends_alone(run)
+    if victim == "a worker":
+        assert code == 2 and "A worker process has come to a sudden end" in run.lines[-1], run.told
+        assert not list(tmp_path.glob("*shards*"))
+    fine(course(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["shards"]
 
 
 # A cell of a notebook

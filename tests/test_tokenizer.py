@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course.corpus import CourseError, write_tales
-from llm_course.tokenizer import Tokenizer, huggingface_files, passages, sample, train_tokenizer
+from llm_course.tokenizer import _SETTINGS, Tokenizer, huggingface_files, passages, sample, train_tokenizer
 
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", "\n", "\r\n", "\t", "\0", "▁", "▅", "</s>", "<unk>", "<0x41>", "\u00a0",
@@ -51,6 +51,38 @@ def test_nothing_is_lost(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text == "".join(tokenizer.stream(ids))
     assert tokenizer.unk_id not in ids and tokenizer.eos_id not in ids
+
+
+@pytest.fixture(scope="module")
+def foreign(tokenizer) -> list[Tokenizer]:
+    """Ours, and models of SentencePiece with pieces that ours never has: spaces behind letters or between them, pieces of the user's."""
+    found = [tokenizer]
+    for change in ({"split_by_whitespace": False}, {"treat_whitespace_as_suffix": True}, {"split_by_unicode_script": False},
+                   {"user_defined_symbols": ["once upon", "\n\n", "東京は"]}, {"split_digits": True, "vocab_size": 400}):
+        model, options = io.BytesIO(), _SETTINGS | {"vocab_size": 700, "character_coverage": 1.0} | change
+        spm.SentencePieceTrainer.train(sentence_iterator=iter([*TALES, *SCRIPTS]), model_writer=model, **options)
+        found.append(Tokenizer(model.getvalue()))
+    return found
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=texts, most=st.sampled_from([1, 3, 2**17]))
+def test_looking_up_does_not_change_tokens(foreign, text, most):
+    """The tokens are those of SentencePiece on the whole text, whatever pieces there are, and however often the memory is emptied."""
+    text = text.replace("▁", "_")
+    for tokenizer in foreign:
+        tokenizer._memory.most = most
+        ids = tokenizer._processor.encode(text)
+        assert tokenizer.encode(text) == ids and tokenizer.encode_array(text).tolist() == [*ids, tokenizer.eos_id]
+
+
+def test_the_memory_has_a_bound(tokenizer):
+    """Ever new words, short and long, are not kept for ever."""
+    memory = Tokenizer(tokenizer.model)._memory
+    memory.most = 100
+    for i in range(1000):
+        assert memory[f" {i}".encode()] and memory[f" {i}".encode() * 50]
+        assert len(memory) <= 100 and all(len(part) <= 64 for part in memory)
 
 
 @settings(max_examples=500, deadline=None)
