@@ -1,9 +1,9 @@
 """How long training takes to reach a loss: nanoGPT's recipe for a CPU, and our `speedrun`, on one text, taking turns.
 
-    python benchmarks/time_to_loss.py [--text topics] [--seeds 3] [--threads 2]
-    python benchmarks/time_to_loss.py --ablations [--text topics] [--seeds 1] [--threads 2]
+    python benchmarks/time_to_loss.py [--text help] [--seeds 3] [--threads 2]
+    python benchmarks/time_to_loss.py --ablations [--text help] [--seeds 1] [--threads 2]
 
-The text is `topics` (the help pages that come with Python), `tales`, or the path of a file of about 1 MB; its last tenth is for
+The text is `help` (a million characters of Python's own), `tales`, or the path of a file of about 1 MB; its last tenth is for
 validation. Every row is a process of its own. Time is that of the training steps alone: preparing data, building the model and
 evaluating stand outside the clock on both sides. The loss is in nats per character over the whole validation text but its first
 character, each model reading windows of its own context that move on by half of it. Results, with the machine and the versions, go
@@ -13,14 +13,17 @@ The reference is what nanoGPT's README gives to those with a CPU alone (https://
 GPT2LMHeadModel: REFERENCE below. Its matrix products are in bf16, its attention is `eager`: the fastest of four settings, which the
 row "settings" times."""
 import argparse
+import ast
 import json
 import math
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from common import in_process, middle, write_results
@@ -108,13 +111,24 @@ class Trainer:
 
 def read(name: str) -> str:
     """A text by its name or its path."""
-    if name == "topics":
-        from pydoc_data.topics import topics
-        return "\n\n".join(topics[key] for key in sorted(topics))
+    if name == "help": return python_help()
     if name == "tales":
         from llm_course.corpus import write_tales
         return "\n".join(write_tales(0, TALES))
     return Path(name).read_text(encoding="utf-8")
+
+
+def python_help(characters: int = 1_000_000) -> str:
+    """What Python's `help` shows: the pages of its topics and the docstrings of its library, in the order of their hashes."""
+    from pydoc_data.topics import topics
+
+    library, found = Path(sysconfig.get_paths()["stdlib"]), set(topics.values())
+    for path in library.rglob("*.py"):
+        if {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts): continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)): found.add(ast.get_docstring(node) or "")
+    pages = (page for page in found if len(page) >= 100)
+    return "\n\n".join(sorted(pages, key=lambda page: sha256(page.encode()).digest()))[:characters]
 
 
 def split(text: str) -> tuple[str, str]:
@@ -267,7 +281,7 @@ def run_row(args: argparse.Namespace) -> dict:
 
     torch.set_num_threads(args.threads)
     if args.row == "settings": return fastest()
-    text, spec = read(args.text), ROWS[args.row]
+    text, spec = (args.root / "text.txt").read_text(encoding="utf-8"), ROWS[args.row]
     if "recipe" in spec:
         steps = REFERENCE.steps
         begin = lambda steps: theirs(text, args.seed, replace(REFERENCE, steps=steps, **spec["recipe"]))
@@ -279,11 +293,12 @@ def run_row(args: argparse.Namespace) -> dict:
 
 
 def prepare(root: Path, text: str) -> None:
-    """Tokenizer and shards of a text, once for all rows: with characters as tokens, and with pieces."""
+    """The text, and its tokenizer and shards, once for all rows: with characters as tokens, and with pieces."""
     from llm_course.packing import write_shards
     from llm_course.tokenizer import train_tokenizer
     from llm_course.training import load_config
 
+    (root / "text.txt").write_text(text, encoding="utf-8", newline="")
     train, val = split(text)
     for folder, vocab_size in (("characters", 0), ("pieces", PIECES)):
         write_shards([train], train_tokenizer([train], vocab_size), root / folder, val_documents=[val],
@@ -292,7 +307,7 @@ def prepare(root: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", default="topics")
+    parser.add_argument("--text", default="help")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ablations", action="store_true")
