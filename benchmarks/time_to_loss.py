@@ -75,7 +75,7 @@ ADDED: dict[str, dict] = {
     "the model": {"ours": ("model",)},
     "Muon": {"ours": ("muon",)},
     "the learning rates": {"ours": ("rate",)},
-    "the batch": {"batch": 16},
+    "the context and the batch": {"context": 128, "batch": 8},
 }
 LEFT_OUT: dict[str, dict] = {
     "nothing": {},
@@ -88,7 +88,8 @@ LEFT_OUT: dict[str, dict] = {
     "the high rate (0.001)": {"lr": 0.001},
     "warm-up": {"warmup_steps": 0},
     "the long fall to zero (a tenth)": {"decay_fraction": 0.1},
-    "the batch (12)": {"batch_size": 12},
+    "the long context (64)": {"seq_len": 64, "batch_size": 16},
+    "the small batch (16)": {"batch_size": 16},
     "weight decay": {"weight_decay": 0.0},
     "clipping": {"grad_clip": 0.0},
     "bf16": {"precision": "fp32"},
@@ -336,6 +337,7 @@ def main() -> None:
                 reference = row("reference", seed)
                 mine["rows"] += [reference, row("speedrun", seed), row("speedrun, as long", seed, reference["seconds"]),
                                  row("speedrun, pieces", seed, reference["seconds"] / 5)]
+                write_results(__file__, results, "transformers")   # so that a run that is stopped leaves something
     write_results(__file__, results, "transformers")
     plot(results)
     print(table(results))
