@@ -175,6 +175,9 @@ def causal_attention(
     The T queries are the last T of the S positions that have keys. Each of the K key heads serves H / K query heads.
     """
     T, S = q.shape[2], k.shape[2]
+    if T == S < 192 and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # torch's bf16 kernel is slow on so few keys
+        with torch.autocast("cpu", enabled=False):
+            return causal_attention(q.float(), k.float(), v.float())
     if T == S:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)

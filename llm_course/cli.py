@@ -239,7 +239,7 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
 @main.command()
 @click.option("--input", "source", default=CORPUS, help="A text file, a folder, a glob such as 'books/*.txt', or .jsonl.")
 @click.option("--model_prefix", default=PREFIX, help="Where the tokenizer goes: this name and .model.")
-@click.option("--vocab_size", type=click.IntRange(min=1), default=32_000, help="Pieces in the vocabulary.")
+@click.option("--vocab_size", type=click.IntRange(min=0), default=32_000, help="Pieces in the vocabulary (0: characters).")
 @click.option("--strict", is_flag=True, help="A corpus too small for the vocabulary is an error.")
 @reads_text
 def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, documents: str, errors: str) -> None:

@@ -226,14 +226,18 @@ def _check_lossless(tokenizer: Tokenizer) -> None:
 _NO_TEXT = "The corpus has no text, so there is no vocabulary to learn."
 
 
-def _train(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece model learned from `texts`, in memory: a path in the model would tie its bytes to one machine."""
+def _train(texts: list[str], vocab_size: int) -> bytes:
+    """A SentencePiece model learned from `texts`, in memory: a path in the model would tie its bytes to one machine.
+
+    With `vocab_size` 0 it has the least possible vocabulary, which leaves no room for a piece of two characters."""
     model = io.BytesIO()
     settings = _SETTINGS | {"vocab_size": max(vocab_size, 258)}
     try:
         spm.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=model, **settings)
     except RuntimeError as error:
         if need := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error)):
+            if vocab_size == 0:
+                return _train(texts, int(need[1]))
             raise CourseError(f"A vocabulary of {vocab_size:,} is too small for this corpus: 2 special pieces, 256 bytes and "
                               f"its characters, but for the rarest, make {int(need[1]):,}, the least possible.") from None
         if "sentences_.empty()" in str(error):  # line ends alone are nothing to it
@@ -280,6 +284,7 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Learn a byte-pair vocabulary: `<unk>`, `</s>`, the 256 bytes, then merges, then single characters (Sennrich et al., 2016).
 
+    With a `vocab_size` of 0 there are no merges: characters are tokens, but for the rarest, which stay bytes.
     The same documents give the same bytes, in any order. `CourseError` when there is no text, when `vocab_size` is below the
     least possible, and with `strict` when it is above the largest.
     """

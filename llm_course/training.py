@@ -55,11 +55,11 @@ def orthogonalised(matrices: Float[Tensor, "N rows cols"], rounds: int = 5) -> F
     Newton and Schulz's iteration with the coefficients of Jordan et al. 2024, https://kellerjordan.github.io/posts/muon."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices                          # the products below are of the shorter side
+    x = matrices.mT.contiguous() if tall else matrices             # the products below are of the shorter side
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)            # now no singular value is above 1
     for _ in range(rounds):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)   # a x + (b gram + c gram gram) x
     return x.mT if tall else x
 
 # %% ../nbs/06_training.ipynb #76468930
@@ -95,7 +95,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 LIMITS: dict[str, tuple[float, float]] = {   # field: least and largest value that makes sense
     **dict.fromkeys(("batch_size", "max_steps", "log_every", "eval_sequences", "keep"), (1, 1e12)),
     **dict.fromkeys(("micro_batch_size", "warmup_steps", "eval_every", "sample_every", "save_every", "max_minutes"), (0, 1e12)),
-    **dict.fromkeys(("decay_fraction", "weight_decay", "beta1", "beta2", "eps"), (0, 1)),
+    **dict.fromkeys(("decay_fraction", "weight_decay", "beta1", "beta2", "eps", "muon_momentum"), (0, 1)),
     **dict.fromkeys(("lr", "table_lr", "muon_lr", "copying"), (0, 100)), "grad_clip": (0, 1e12), "seed": (0, 2**63 - 1)}
 
 # %% ../nbs/06_training.ipynb #e77c750b
@@ -109,6 +109,7 @@ class TrainingConfig:
     lr: float = 1e-3                     # learning rate at its height
     table_lr: float = 1.0                # learning rate of the token table, as a multiple of lr
     muon_lr: float = 0.0                 # Muon's learning rate of the blocks' matrices, as a multiple of lr (0: AdamW has them)
+    muon_momentum: float = 0.95          # memory of Muon's mean of the gradient
     warmup_steps: int = 50               # steps from 0 up to it
     decay_fraction: float = 0.3          # the last share of the steps, which leads down to 0 again
     weight_decay: float = 0.1            # share of a matrix that a step takes away per unit of learning rate
@@ -250,7 +251,7 @@ def make_optimizers(model: nn.Module, training: TrainingConfig, precision: torch
     scales = {"gain": 1.0, "table": training.table_lr, "matrix": training.muon_lr or 1.0}
     groups = {kind: {"params": [p for name, p in model.named_parameters() if kind_of(name) == kind], "kind": kind, "scale": scale,
                      "weight_decay": training.weight_decay if kind == "matrix" else 0.0} for kind, scale in scales.items()}
-    muon = [Muon([groups.pop("matrix")], dtype=precision)] if training.muon_lr else []
+    muon = [Muon([groups.pop("matrix")], momentum=training.muon_momentum, dtype=precision)] if training.muon_lr else []
     fused = next(model.parameters()).device.type in ("cpu", "cuda")   # one pass over the memory instead of a dozen
     betas = (training.beta1, training.beta2)
     return [torch.optim.AdamW(list(groups.values()), lr=training.lr, betas=betas, eps=training.eps, fused=fused), *muon]

@@ -37,6 +37,11 @@ def fast(tokenizer):
     return fast
 
 
+@pytest.fixture(scope="module")
+def characters() -> Tokenizer:
+    return train_tokenizer(TALES[:50], 0, **QUIET)
+
+
 texts = st.one_of(
     st.text(),
     st.text(st.sampled_from("ab \n▁once upon,.")),
@@ -170,7 +175,7 @@ def test_vocabulary_too_large(capfd):
         train_tokenizer(TALES[:3], 32_000, strict=True)
 
 
-@pytest.mark.parametrize("asked", [-1, 0, 2, 100, 258, 270])
+@pytest.mark.parametrize("asked", [-1, 1, 2, 100, 258, 270])
 def test_vocabulary_too_small(asked):
     """The least possible number is named, is indeed possible, and is the least."""
     with pytest.raises(CourseError) as error:
@@ -179,6 +184,17 @@ def test_vocabulary_too_small(asked):
     assert train_tokenizer(TALES[:50], least).vocab_size == least
     with pytest.raises(CourseError, match=f"make {least},"):
         train_tokenizer(TALES[:50], least - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_characters_as_tokens(characters, text):
+    """Vocabulary 0: a character of the corpus is one token, any other is its bytes, and nothing is lost."""
+    ids = characters.encode(text)
+    assert characters.decode(ids) == text
+    known = {characters.decode([i]) for i in range(258, characters.vocab_size)}
+    assert {" ", "e", "."} <= known <= {" ", *"".join(TALES[:50])}  # but for the rarest of them
+    assert len(ids) == sum(1 if character in known else len(character.encode()) for character in text)
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["", ""], ["▁"], ["\0\0"]])

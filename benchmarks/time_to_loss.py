@@ -1,0 +1,404 @@
+"""How long training takes to reach a loss: nanoGPT's recipe for a CPU, and our `speedrun`, on one text, taking turns.
+
+    python benchmarks/time_to_loss.py [--text help] [--seeds 3] [--threads 2]
+    python benchmarks/time_to_loss.py --ablations [--text help] [--seeds 1] [--threads 2]
+
+The text is `help` (a million characters of Python's own), `tales`, or the path of a file of about 1 MB; its last tenth is for
+validation. Every row is a process of its own. Time is that of the training steps alone: preparing data, building the model and
+evaluating stand outside the clock on both sides. The loss is in nats per character over the whole validation text but its first
+character, each model reading windows of its own context that move on by half of it. Results, with the machine and the versions, go
+to benchmarks/time_to_loss.json, the plot to benchmarks/time_to_loss.png; the table is printed.
+
+The reference is what nanoGPT's README gives to those with a CPU alone (https://github.com/karpathy/nanoGPT), with transformers'
+GPT2LMHeadModel: REFERENCE below. Its matrix products are in bf16, its attention is `eager`: the fastest of four settings, which the
+row "settings" times."""
+import argparse
+import ast
+import json
+import math
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+from common import in_process, middle, write_results
+
+TALES = 2_200       # make about a million characters
+LOOKS = 10          # points of a curve beside its end
+LOOKED_AT = 8_000   # characters of the validation text that a point is measured on
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained here. The defaults are nanoGPT's, for those with a CPU alone; a change is an ingredient of ours."""
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    context: int = 64
+    batch: int = 12
+    steps: int = 2000
+    lr: float = 1e-3
+    least_lr: float = 1e-4           # where the cosine ends
+    warmup: int = 100
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1        # of what has two dimensions
+    clip: float = 1.0
+    bf16: bool = True
+    attention: str = "eager"         # or sdpa
+    ours: str = ""                   # the part that is `speedrun`'s: "model", "schedule", "muon", or none
+
+
+REFERENCE = Recipe()
+
+
+def reference_rate(step: int, recipe: Recipe = REFERENCE) -> float:
+    """nanoGPT's learning rate of a step: from zero up in a line, then half a cosine down to a tenth."""
+    if step < recipe.warmup: return recipe.lr * step / recipe.warmup
+    share = (step - recipe.warmup) / (recipe.steps - recipe.warmup)
+    return recipe.least_lr + 0.5 * (1 + math.cos(math.pi * share)) * (recipe.lr - recipe.least_lr)
+
+
+PIECES = 1_024   # vocabulary of the row in which tokens may be any pieces of text
+
+MAIN = {"reference": {"recipe": {}}, "speedrun": {"settings": {}}, "speedrun, as long": {"settings": {}},
+        "speedrun, pieces": {"settings": {}}}
+
+# What an ingredient brings alone, to the reference, and what `speedrun` is without it.
+ADDED: dict[str, dict] = {
+    "nothing": {},
+    "the model": {"ours": ("model",)},
+    "Muon": {"ours": ("muon",)},
+    "the learning rates": {"ours": ("rate",)},
+    "the context and the batch": {"context": 128, "batch": 8},
+}
+LEFT_OUT: dict[str, dict] = {
+    "nothing": {},
+    "two layers (four)": {"n_layers": 4},
+    "one key-value head (two)": {"n_kv_heads": 2},
+    "a head of its own (tied)": {"tie_embeddings": True},
+    "Muon (AdamW for all)": {"muon_lr": 0.0},
+    "short momentum (0.95)": {"muon_momentum": 0.95},
+    "the tables' own rate": {"table_lr": 1.0},
+    "the high rate (0.001)": {"lr": 0.001},
+    "warm-up": {"warmup_steps": 0},
+    "the long fall to zero (a tenth)": {"decay_fraction": 0.1},
+    "the long context (64)": {"seq_len": 64, "batch_size": 16},
+    "the small batch (16)": {"batch_size": 16},
+    "weight decay": {"weight_decay": 0.0},
+    "clipping": {"grad_clip": 0.0},
+    "bf16": {"precision": "fp32"},
+    "attention in fp32": {"attention": "bf16"},
+    "memory that is kept": {"memory": "given back"},
+}
+ROWS = {**MAIN, **{f"reference and {name}": {"recipe": recipe} for name, recipe in ADDED.items()},
+        **{f"speedrun without {name}": {"settings": settings} for name, settings in LEFT_OUT.items()}}
+
+
+@dataclass
+class Trainer:
+    """A training that has begun: `step()` makes one step of it, `model(ids)` gives logits, `encode(text)` gives ids."""
+    step: Callable[[], object]
+    model: object
+    encode: Callable[[str], list[int]]
+    context: int
+    tokens: int   # of one step
+
+
+def read(name: str) -> str:
+    """A text by its name or its path."""
+    if name == "help": return python_help()
+    if name == "tales":
+        from llm_course.corpus import write_tales
+        return "\n".join(write_tales(0, TALES))
+    return Path(name).read_text(encoding="utf-8")
+
+
+def python_help(characters: int = 1_000_000) -> str:
+    """What Python's `help` shows: the pages of its topics and the docstrings of its library, in the order of their hashes."""
+    from pydoc_data.topics import topics
+
+    library, found = Path(sysconfig.get_paths()["stdlib"]), set(topics.values())
+    for path in library.rglob("*.py"):
+        if {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.relative_to(library).parts): continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)): found.add(ast.get_docstring(node) or "")
+    pages = (page for page in found if len(page) >= 100)
+    return "\n\n".join(sorted(pages, key=lambda page: sha256(page.encode()).digest()))[:characters]
+
+
+def split(text: str) -> tuple[str, str]:
+    """The first nine tenths, to learn from, and the last tenth."""
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
+def reference_model(vocab: int, recipe: Recipe = REFERENCE):
+    """The reference's model, called as GPT is: with `targets` it gives the loss, else the logits."""
+    import torch
+    from torch.nn import functional as F
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    class Reference(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gpt = GPT2LMHeadModel(GPT2Config(
+                vocab_size=vocab, n_positions=recipe.context, n_embd=recipe.width, n_layer=recipe.layers, n_head=recipe.heads,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=False,
+                attn_implementation=recipe.attention))
+
+        def forward(self, ids, targets=None):
+            logits = self.gpt(ids).logits
+            return logits if targets is None else F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    return Reference()
+
+
+def reference_optimizers(model, recipe: Recipe, training) -> list:
+    """AdamW as nanoGPT has it: what has two dimensions decays. Muon takes the blocks' matrices where that is the ingredient."""
+    import torch
+
+    from llm_course.training import Muon
+
+    named, muon = dict(model.named_parameters()), []
+    if "muon" in recipe.ours:
+        matrices = {name: p for name, p in named.items() if p.ndim == 2 and ("layers" in name or ".h." in name)}
+        muon = [Muon([{"params": list(matrices.values()), "weight_decay": training.weight_decay, "scale": training.muon_lr}],
+                     dtype=torch.bfloat16 if recipe.bf16 else torch.float32)]
+        named = {name: p for name, p in named.items() if name not in matrices}
+    groups = [{"params": [p for p in named.values() if (p.ndim > 1) == decays], "scale": 1.0,
+               "weight_decay": recipe.weight_decay if decays else 0.0} for decays in (True, False)]
+    return [torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True), *muon]
+
+
+def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
+    """The reference, perhaps with a part of `speedrun`: characters as nanoGPT numbers them, batches drawn as it draws them."""
+    import torch
+
+    from llm_course.gpt import GPT
+    from llm_course.training import learning_rate, load_config
+
+    torch.manual_seed(seed)
+    known, config = sorted(set(text)), load_config("speedrun", {"max_steps": recipe.steps})
+    ids = {character: i for i, character in enumerate(known)}
+    encode = lambda part: [ids[character] for character in part]
+    stream = torch.tensor(encode(split(text)[0]))
+    model = reference_model(len(known), recipe)
+    if "model" in recipe.ours: model = GPT(replace(config.model, vocab_size=len(known), seq_len=recipe.context))
+    optimizers = reference_optimizers(model, recipe, config.training)
+    done = 0
+
+    def step() -> float:
+        nonlocal done
+        starts = torch.randint(len(stream) - recipe.context, (recipe.batch,)).tolist()
+        x, y = (torch.stack([stream[start + ahead:start + ahead + recipe.context] for start in starts]) for ahead in (0, 1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16): loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        rate = learning_rate(done, config.training) if "rate" in recipe.ours else reference_rate(done, recipe)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups: group["lr"] = rate * group["scale"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        done += 1
+        return loss.item()
+
+    return Trainer(step, model, encode, recipe.context, recipe.batch * recipe.context)
+
+
+def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
+    """`speedrun` as `llm-course train` runs it: shards, start_run, train_step; `settings` set fields of the config anew.
+
+    Two of them are no fields: `attention` "bf16" takes PyTorch's as it comes, `memory` "given back" the C library's habit."""
+    import torch
+
+    from llm_course import attention
+    from llm_course.training import keep_memory, load_config, start_run, train_step
+
+    fields = {name: value for name, value in settings.items() if name not in ("attention", "memory")}
+    if "attention" in settings:
+        attention.causal_attention = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    if "memory" not in settings: keep_memory()
+    config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
+    run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
+    tokens = config.training.batch_size * config.model.seq_len
+    return Trainer(partial(train_step, run), run.model, run.tokenizer.encode, config.model.seq_len, tokens)
+
+
+def nats_per_character(trainer: Trainer, before: str, text: str) -> float:
+    """The loss on `text`, of which the model has seen the last token of `before`: nats of its tokens, divided by its characters."""
+    from llm_course.evaluation import score, windows
+
+    tokens = [*trainer.encode(before)[-1:], *trainer.encode(text)]
+    stream = windows(tokens, trainer.context, trainer.context // 2)
+    return sum(losses.sum().item() for _, losses in score(trainer.model, stream, 64)) / len(text)
+
+
+def timed(begin: Callable[[int], Trainer], steps: int, seconds: float, text: str) -> dict:
+    """Train for `steps`, or for as many as fit into `seconds`, on a clock that stands still while the model is looked at."""
+    if seconds:
+        rehearsal = begin(1000)
+        for _ in range(5): rehearsal.step()
+        start = time.perf_counter()
+        for _ in range(20): rehearsal.step()
+        steps = max(1, round(seconds / (time.perf_counter() - start) * 20))
+    trainer, curve, clock = begin(steps), [], 0.0
+    before, val = split(text)
+    for done in range(1, steps + 1):
+        start = time.perf_counter()
+        trainer.step()
+        clock += time.perf_counter() - start
+        if done % max(1, steps // LOOKS) == 0: curve.append((clock, nats_per_character(trainer, before, val[:LOOKED_AT])))
+    return {"steps": steps, "tokens": steps * trainer.tokens, "seconds": clock, "loss": nats_per_character(trainer, before, val),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()), "curve": curve}
+
+
+def fastest() -> dict[str, float]:
+    """Milliseconds of a step of the reference in each of its settings, which take turns."""
+    rows = {}
+    for attention in ("eager", "sdpa"):
+        for bf16 in (False, True):
+            trainer = theirs("".join(map(chr, range(32, 132))) * 10, 0, replace(REFERENCE, attention=attention, bf16=bf16))
+            rows[f"{attention}, {'bf16' if bf16 else 'fp32'}"] = trainer
+    times = {name: [] for name in rows}
+    for number in range(40):
+        for name, trainer in rows.items():
+            start = time.perf_counter()
+            trainer.step()
+            if number >= 5: times[name].append(1000 * (time.perf_counter() - start))
+    return {name: middle(found) for name, found in times.items()}
+
+
+def run_row(args: argparse.Namespace) -> dict:
+    """One row, trained here, in this process."""
+    import torch
+
+    from llm_course.training import load_config
+
+    torch.set_num_threads(args.threads)
+    if args.row == "settings": return fastest()
+    text, spec = (args.root / "text.txt").read_text(encoding="utf-8"), ROWS[args.row]
+    if "recipe" in spec:
+        steps = REFERENCE.steps
+        begin = lambda steps: theirs(text, args.seed, replace(REFERENCE, steps=steps, **spec["recipe"]))
+    else:
+        folder = args.root / ("pieces" if args.row == "speedrun, pieces" else "characters")
+        begin = lambda steps: ours(folder, args.seed, steps, spec.get("settings", {}))
+        steps = load_config("speedrun").training.max_steps
+    return {"row": args.row, "text": args.text, "seed": args.seed, **timed(begin, steps, args.seconds, text)}
+
+
+def prepare(root: Path, text: str) -> None:
+    """The text, and its tokenizer and shards, once for all rows: with characters as tokens, and with pieces."""
+    from llm_course.packing import write_shards
+    from llm_course.tokenizer import train_tokenizer
+    from llm_course.training import load_config
+
+    (root / "text.txt").write_text(text, encoding="utf-8", newline="")
+    train, val = split(text)
+    for folder, vocab_size in (("characters", 0), ("pieces", PIECES)):
+        write_shards([train], train_tokenizer([train], vocab_size), root / folder, val_documents=[val],
+                     seq_len=load_config("speedrun").model.seq_len)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", default="help")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ablations", action="store_true")
+    for name, kind in (("row", str), ("seed", int), ("seconds", float), ("root", Path)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row: return print(json.dumps(run_row(args)))
+    path = Path(__file__).with_suffix(".json")
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    with tempfile.TemporaryDirectory() as root:
+        prepare(Path(root), read(args.text))
+
+        def row(name: str, seed: int, seconds: float = 0.0) -> dict:
+            found = in_process(__file__, "--row", name, "--seed", seed, "--seconds", seconds, "--text", args.text, "--root", root,
+                               "--threads", args.threads)
+            print(f"{name:40} seed {seed}: {found['loss']:.4f} after {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+            return found
+
+        mine = results.setdefault(args.text, {})
+        if args.ablations:
+            seconds = middle(found["seconds"] for found in mine["rows"] if found["row"] == "speedrun")
+            mine["ablations"] = [row(name, seed, seconds) for seed in range(args.seeds) for name in ROWS if name not in MAIN]
+        else:
+            mine["settings"], mine["rows"] = in_process(__file__, "--row", "settings", "--threads", args.threads), []
+            for seed in range(args.seeds):
+                reference = row("reference", seed)
+                mine["rows"] += [reference, row("speedrun", seed), row("speedrun, as long", seed, reference["seconds"]),
+                                 row("speedrun, pieces", seed, reference["seconds"] / 5)]
+                write_results(__file__, results, "transformers")   # so that a run that is stopped leaves something
+    write_results(__file__, results, "transformers")
+    plot(results)
+    print(table(results))
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and the least and the most where there are several."""
+    found = f"{middle(values):{form}}"
+    return found if len(values) == 1 else f"{found} ({min(values):{form}} to {max(values):{form}})"
+
+
+def ratios(rows: list[dict]) -> tuple[list[float], list[float]]:
+    """For each seed: the reference's time in times of `speedrun`'s, and the nats that `speedrun` is below it after the same time."""
+    of = lambda name: [found for found in rows if found["row"] == name]
+    times = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(of("reference"), of("speedrun"))]
+    return times, [theirs["loss"] - ours["loss"] for theirs, ours in zip(of("reference"), of("speedrun, as long"))]
+
+
+def table(results: dict) -> str:
+    """The results as tables in Markdown."""
+    return "\n\n".join(part for name, found in results.items() for part in (main_table(name, found), ablation_table(found)) if part)
+
+
+def main_table(text: str, found: dict) -> str:
+    """The rows of a text: medians over the seeds, with their spread, and what follows from them."""
+    lines = [f"| {text} | parameters | tokens | seconds | nats per character |", "|---|---:|---:|---:|---:|"]
+    for name in MAIN:
+        mine = [row for row in found["rows"] if row["row"] == name]
+        tokens = middle(row["tokens"] for row in mine)
+        lines.append(f"| {name} | {mine[0]['parameters']:,} | {tokens:,.0f} | {spread([row['seconds'] for row in mine], '.1f')}"
+                     f" | {spread([row['loss'] for row in mine], '.3f')} |")
+    times, nats = ratios(found["rows"])
+    return "\n".join(lines) + (f"\n\n{text}: the reference takes {spread(times, '.1f')} times as long as `speedrun`; after the same"
+                               f" time `speedrun` is {spread(nats, '.2f')} nats lower.")
+
+
+def ablation_table(found: dict) -> str:
+    """What each ingredient brings alone, and what is lost without it, in the same time."""
+    if "ablations" not in found: return ""
+    lines = ["| in the same time | steps | nats per character |", "|---|---:|---:|"]
+    for name in ROWS:
+        mine = [row for row in found["ablations"] if row["row"] == name]
+        if mine: lines.append(f"| {name} | {middle(row['steps'] for row in mine):.0f} | {spread([row['loss'] for row in mine], '.3f')} |")
+    return "\n".join(lines)
+
+
+def plot(results: dict) -> None:
+    """Loss against the time of training, every seed a line."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), layout="constrained", squeeze=False)
+    colours = dict(zip(MAIN, ("tab:gray", "tab:red", "tab:blue", "tab:green")))
+    for axis, (text, found) in zip(axes[0], results.items()):
+        for row in found["rows"]:
+            axis.plot(*zip(*row["curve"]), color=colours[row["row"]], label=row["row"] if row["seed"] == 0 else None)
+        axis.set(xscale="log", xlabel="seconds of training", ylabel="nats per character", title=text)
+        axis.legend()
+    figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    main()
