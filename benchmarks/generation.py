@@ -2,9 +2,10 @@
 
     python benchmarks/generation.py [--new 256] [--prompt 1000] [--rounds 3] [--add]
 
-The same random weights: a checkpoint folder of ours, which transformers opens as a Qwen3ForCausalLM; and its GPT-2 of 111M. Greedy; 1 and 8 samples after a prompt of 16 tokens; then the first token after a long prompt, on a model that has
-written before. Every measurement of every round is a process of its own, and rows take turns. In the same process, right before and right
-after, the memory's bandwidth: the bytes of 512 MB of float32 over the median seconds of summing them. The table is that of
+The same random weights: a checkpoint folder of ours, which transformers opens as a Qwen3ForCausalLM; and its GPT-2 of 111M.
+Greedy; 1 and 8 samples after a prompt of 16 tokens; then the first token after a long prompt, on a model that has written before.
+Every row of every round is a process of its own, and rows take turns. In the same process, right before and right after each
+measurement, the memory's bandwidth: the bytes of 512 MB of float32 over the median seconds of summing them. The table is that of
 benchmarks/README.md; all results go to benchmarks/generation.json. With --add, new rounds join those that are there."""
 import argparse
 import json
@@ -103,7 +104,8 @@ def prepare(folder: Path) -> None:
 
     torch.manual_seed(0)
     model = GPT(load_config("125m").model)
-    save_file({name: weight.detach().clone() for name, weight in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
+    weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config.to_hf()))
 
 

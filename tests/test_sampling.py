@@ -113,6 +113,7 @@ def test_a_repeated_token_never_gains(logits, penalty, data):
     assert torch.equal(found[~seen], logits[~seen]) and (found[seen] <= logits[seen]).all()
 
 
+@settings(deadline=None)
 @given(rows(), st.floats(1e-6, 100))
 def test_temperature_divides_logits(logits, temperature):
     found = apply_temperature(logits, temperature).softmax(-1)
