@@ -68,15 +68,15 @@ def their_writer(row: str, folder: Path) -> Callable[[list[int], int, int], obje
 
     def write(prompt: list[int], samples: int, new: int) -> None:
         ids = torch.tensor([prompt] * samples)
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
-                                 eos_token_id=None, pad_token_id=0)
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
+                                 do_sample=False, eos_token_id=None, pad_token_id=0)
         assert written.shape == (samples, len(prompt) + new)
 
     return write
 
 
 def measure(row: str, folder: Path, new: int, long: int) -> dict:
-    """One row here, in this process: seconds for each task, the bandwidth around it, and the share of it where one sample is written."""
+    """One row here, in this process: seconds for each task, and the bandwidth around it."""
     import torch
 
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def summary(rounds: dict[str, list[dict]], new: int, long: int) -> dict:
         mine["first token"] = middle(each["first token"]["seconds"] for each in found)
         if row in OURS:
             read = size * BYTES[OURS[row]] * new
-            mine["share of bandwidth"] = middle(read / each["1 sample"]["seconds"] / each["1 sample"]["bandwidth"] for each in found)
+            mine["share of bandwidth"] = middle(read / (one["seconds"] * one["bandwidth"]) for one in (each["1 sample"] for each in found))
         mine["GB/s"] = middle(each[task]["bandwidth"] / 1e9 for each in found for task in each)
     return {"new": new, "prompt": long, "parameters": size, "rows": rows, "rounds": rounds}
 
@@ -145,7 +145,8 @@ def table(results: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("new", 256), ("prompt", 1000), ("rounds", 3)): parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("new", 256), ("prompt", 1000), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--add", action="store_true", help="add the rounds to those in the JSON file")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -200,7 +200,9 @@ class Decoder:
         angles = weights.cos[self.cache.length : length], weights.sin[self.cache.length : length]
         x = F.embedding(ids, weights.embedding)
         for number, layer in enumerate(weights.layers):
-            x = x + layer.out(self.attend(number, layer, self.norm(x, layer.attention_norm), angles))
+            heads = self.attend(number, layer, self.norm(x, layer.attention_norm), angles)
+            if number + 1 == len(weights.layers): x, heads = x[:, -1:], heads[:, -1:]  # nobody reads the others from here on
+            x = x + layer.out(heads)
             gate, up = layer.gate_up(self.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         self.cache.advance(ids.shape[1])
