@@ -543,6 +543,8 @@ def writes_text(stage: Callable) -> Callable:
         click.option("--repetition_penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
                      help="Above 1: fewer repeats."),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="The same seed, the same text."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
+                     help="Of the weights, on a processor. Two bytes are read faster than four."),
         device_option, verify_option]
     for flag in reversed(flags):
         stage = flag(stage)

@@ -208,10 +208,10 @@ class GPT(nn.Module):
 
     @shape_checked
     def forward(self, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"] | None = None,
-                cache: KVCache | None = None) -> Float[Tensor, "B T V"] | Float[Tensor, ""]:
+                cache: KVCache | None = None, last_only: bool = False) -> Float[Tensor, "B #T V"] | Float[Tensor, ""]:
         """The logits of the token after each position or, given `targets`, their mean loss in nats (fp32; -100 is left out).
 
-        With a `cache`, `ids` go on where the cache ends, and it grows by T.
+        With a `cache`, `ids` go on where the cache ends, and it grows by T. `last_only`: those of the last position, (B, 1, V).
         """
         start = 0 if cache is None else cache.length
         self.check(ids, start)
@@ -221,7 +221,7 @@ class GPT(nn.Module):
         recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and cache is None
         for block in self.model.layers:
             x = checkpoint(block, x, cos, sin, use_reentrant=False) if recompute else block(x, cos, sin, cache)
-        logits = F.linear(self.model.norm(x), self.head)
+        logits = F.linear(self.model.norm(x[:, -1:] if last_only and targets is None else x), self.head)
         if cache is not None:
             cache.advance(ids.shape[1])
         if targets is None:

@@ -329,6 +329,18 @@ def test_generate(trained):
     assert fine(course("generate", "--prompt", "", "--max_new_tokens", 3, "--num_samples", 1, cwd=trained))
 
 
+def test_generate_in_every_precision(trained):
+    "That this machine has: fp32 is what one gets without asking, and a precision that is not there is refused by name."
+    from llm_course.cli import main
+    from llm_course.sampling import PRECISIONS, can_pack
+    assert next(tuple(o.type.choices) for o in main.commands["generate"].params if o.name == "precision") == tuple(PRECISIONS)
+    texts = {precision: fine(course("generate", "--max_new_tokens", 8, "--seed", 3, "--precision", precision, cwd=trained))
+             for precision in PRECISIONS if can_pack(precision)}
+    assert all(texts.values()) and texts.get("fp32") in (None, fine(course("generate", "--max_new_tokens", 8, "--seed", 3, cwd=trained)))
+    refused = course("generate", "--precision", "int3", cwd=trained)
+    assert refused.code == 2 and "int3" in refused.err
+
+
 def test_generate_says_when_the_context_slides(trained):
     "Past the context the oldest half is forgotten; that is said once, and not in the text."
     done = course("generate", "--max_new_tokens", 90, "--seed", 0, "--temperature", 1.5, cwd=trained)

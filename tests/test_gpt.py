@@ -254,6 +254,18 @@ def test_older_config_with_rope_theta_alone_is_read():
     assert ModelConfig.from_hf({**config, "rope_scaling": None}).rope_theta == 1e6
 
 
+@torch.no_grad()
+def test_the_last_logits_alone_are_the_last_of_all():
+    "With a cache and without; a loss is of all positions, always."
+    model = GPT(ModelConfig(**SMALL)).eval()
+    ids = torch.randint(SMALL["vocab_size"], (3, 9), generator=torch.Generator().manual_seed(0))
+    every, cache = model(ids), model.make_cache(batch=3)
+    model(ids[:, :4], cache=cache)
+    for last in (model(ids, last_only=True), model(ids[:, 4:], cache=cache, last_only=True)):
+        assert last.shape == (3, 1, SMALL["vocab_size"]) and torch.allclose(last, every[:, -1:], atol=1e-5)
+    assert torch.equal(model(ids, ids, last_only=True), model(ids, ids))
+
+
 @pytest.mark.parametrize("bad", [53, -1])
 def test_a_token_outside_the_vocabulary_gets_a_sentence(bad):
     with pytest.raises(CourseError, match=f"Token id {bad} is outside"):
