@@ -378,11 +378,15 @@ def _no_interrupt() -> Iterator[None]:
 @contextmanager
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `CourseError` when one of these is killed."""
-    pool = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
+    most = 61 if os.name == "nt" else number  # Windows waits for no more
+    pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
 
     def give(documents: list[str]) -> Future:
-        with _no_interrupt():
-            return pool.submit(_work, documents)
+        try:
+            with _no_interrupt():
+                return pool.submit(_work, documents)
+        except OSError as error:
+            raise CourseError(f"The system starts no further process ({error.strerror}): try fewer workers.") from error
 
     try:
         yield give

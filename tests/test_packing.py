@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -667,3 +668,16 @@ def test_a_script_without_a_guard(tmp_path):
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and 'lacks `if __name__ == "__main__":`' in done.stderr.splitlines()[-1], done.stderr
     assert os.listdir(tmp_path) == ["script.py"]
+
+
+def test_a_system_that_starts_no_process(folder, tmp_path, monkeypatch):
+    """It is the processes that are too many, not the disk that is full: said so, and the old shards stay."""
+
+    def refuse(*args):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = Manifest.load(folder)
+    monkeypatch.setattr(packing.ProcessPoolExecutor, "submit", refuse)
+    with pytest.raises(CourseError, match=r"starts no further process \(Resource temporarily unavailable\): try fewer workers"):
+        write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"]
