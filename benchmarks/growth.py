@@ -16,7 +16,7 @@ from common import in_process, middle, write_results
 BASE = {"config": "tiny", "precision": "fp32", "n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 384,
         "vocab_size": 1024, "seq_len": 256, "batch_size": 4}
 AXES = {
-    "width": [{"d_model": n, "n_heads": n // 32, "n_kv_heads": n // 32, "d_ff": 3 * n} for n in (64, 128, 256, 512, 1024)],
+    "width": [{"d_model": n, "n_heads": n // 32, "n_kv_heads": n // 32, "d_ff": 3 * n} for n in (64, 128, 256, 512)],
     "depth": [{"n_layers": n} for n in (1, 2, 4, 8, 16)],
     "sequence length": [{"seq_len": n} for n in (64, 128, 256, 512, 1024, 2048)],
     "vocabulary": [{"vocab_size": n} for n in (256, 1024, 4096, 16_384, 65_536)],
@@ -26,7 +26,7 @@ SIZES = {  # a config and what is changed in it
     "lesson": ("lesson", {}),
     "10m": ("tiny", {"n_layers": 6, "d_model": 320, "n_heads": 5, "n_kv_heads": 5, "d_ff": 864, "vocab_size": 8000,
                      "seq_len": 256}),
-    "125m": ("125m", {"seq_len": 512, "batch_size": 2, "micro_batch_size": 1}),
+    "125m": ("125m", {"seq_len": 256, "batch_size": 2, "micro_batch_size": 1}),
 }
 PRECISIONS = ("fp32", "bf16")
 
@@ -74,21 +74,31 @@ def run_point(point: dict, steps: int, threads: int) -> dict:
     return {"seconds": min(times[1:]), "bytes": highest()}
 
 
-def foretell(point: dict, threads: int) -> dict:
-    """What the count on paper and the rehearsal say of a point; run in a process of its own, since it measures the ceilings."""
+def foretell(point: dict, speed: float) -> dict:
+    """What the count on paper and the rehearsal say of a point, where `speed` bytes a second come from memory."""
     import torch
 
-    from llm_course.speed import bandwidth, count_step, rate_at_shapes, rehearse, step_memory
+    from llm_course.speed import count_step, rate_at_shapes, rehearse, step_memory
 
-    torch.set_num_threads(threads)
     config = config_of(point)
     bf16 = config.training.precision == "bf16"
     dtype, rows = (torch.bfloat16 if bf16 else torch.float32), config.training.batch_size * config.model.seq_len
-    played, rate, speed = rehearse(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype), bandwidth(2**26)
+    played, rate = rehearse(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype)
     paper = count_step(config.model, config.training.batch_size, width=dtype.itemsize)
     memory = step_memory(played, True, bf16)
     return {"seconds": played.seconds(rate, speed), "least": sum(max(p.operations / rate, p.bytes / speed) for p in paper),
             "bytes": sum(memory.values()), "memory": memory, "parameters": config.model.n_params}
+
+
+def foretell_all(points: list[dict], threads: int) -> list[dict]:
+    """The same of many points, in one process, which measures the machine's ceilings."""
+    import torch
+
+    from llm_course.speed import bandwidth
+
+    torch.set_num_threads(threads)
+    speed = bandwidth(2**26)
+    return [foretell(point, speed) for point in points]
 
 
 def points() -> list[dict]:
@@ -121,6 +131,7 @@ def draw(results: list[dict], path: Path) -> None:
         for ax in (top, low):
             ax.set_xticks(at, [f"{n:,}" for n in at])
             ax.minorticks_off(), ax.spines[["top", "right"]].set_visible(False)
+    axes[1, 0].set_yticks(ticks := [400, 600, 1000, 1500, 2500, 4000], [f"{tick:,}" for tick in ticks])
     axes[0, 0].legend(frameon=False), axes[1, 0].legend(frameon=False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -149,27 +160,26 @@ def table(results: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 1), ("threads", 2), ("steps", 4)):
+    for name, default in (("rounds", 1), ("threads", 2), ("steps", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default="", help="curves or sizes: measure these, and keep what growth.json has of the others")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--foretell", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run: return print(json.dumps(run_point(json.loads(args.run), args.steps, args.threads)))
-    if args.foretell: return print(json.dumps(foretell(json.loads(args.foretell), args.threads)))
+    if args.foretell: return print(json.dumps(foretell_all(json.loads(args.foretell), args.threads)))
     path, results = Path(__file__).with_suffix(".json"), []
     kind = {"curves": "axis", "sizes": "size"}.get(args.only)
     known = json.loads(path.read_text())["results"] if kind and path.exists() else []
-    for each in points():
-        if kind and kind not in each:
-            results += [old for old in known if old["point"] == each["point"] and old.get("axis") == each.get("axis")]
-            continue
-        ask = lambda flag: in_process(__file__, flag, json.dumps(each["point"]), "--threads", args.threads, "--steps", args.steps)
-        rounds = [ask("--run") for _ in range(args.rounds)]
+    ask = lambda flag, what: in_process(__file__, flag, json.dumps(what), "--threads", args.threads, "--steps", args.steps)
+    chosen = [each for each in points() if not kind or kind in each]
+    for each, foretold in zip(chosen, ask("--foretell", [each["point"] for each in chosen])):
+        rounds = [ask("--run", each["point"]) for _ in range(args.rounds)]
         measured = {key: middle(found[key] for found in rounds) for key in ("seconds", "bytes")}
-        results.append({**each, "measured": measured, "foretold": ask("--foretell")})
-        shares = [f"{results[-1]['foretold'][key] / measured[key]:.2f}" for key in ("bytes", "seconds")]
+        results.append({**each, "measured": measured, "foretold": foretold})
+        shares = [f"{foretold[key] / measured[key]:.2f}" for key in ("bytes", "seconds")]
         print(*list(each.values()), "foretold, of memory and time measured:", *shares, file=sys.stderr, flush=True)
+    results = [old for old in known if kind not in old] + results
     write_results(__file__, results)
     draw(results, path.with_suffix(".png"))
     print(table(results))

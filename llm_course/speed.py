@@ -8,7 +8,7 @@ __all__ = ['BARE', 'HOLES', 'CONTEXT', 'UTILISATION', 'SHEETS', 'DEVICES', 'Part
            'operations', 'Rehearsal', 'rehearse', 'bare_process', 'step_memory', 'Device', 'this_device',
            'largest_batch', 'Plan', 'plan', 'with_batch']
 
-# %% ../nbs/11_speed.ipynb #52720f00
+# %% ../nbs/11_speed.ipynb #521e81df
 import math
 import subprocess
 import sys
@@ -17,7 +17,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -222,6 +222,7 @@ class Rehearsal:
         return sum(often * max(count / rate, moved / speed) for (_, count, moved), often in self.calls.items())
 
 
+@lru_cache(maxsize=64)
 def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1) -> Rehearsal:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 

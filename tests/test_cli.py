@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import course, fine, process, snapshot
 
-STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "demo"]
+STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
 
 
 def small_corpus(folder: Path, stories: int = 200) -> Path:
