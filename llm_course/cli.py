@@ -11,7 +11,7 @@ __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 
            'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
            'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict',
            'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor',
-           'draw_losses', 'show_results', 'show_stories', 'demo']
+           'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -801,6 +801,38 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
         raise CourseError(f"{error.name} cannot be loaded ({error}): run `{again}`.") from error
     found = examine(data, checkpoints, tok, speak, seconds=seconds)
     ctx.exit(int(any(finding.state == "wrong" for finding in found)))
+
+# %% ../nbs/99_cli.ipynb #51a90002
+def show_plan(made: object) -> dict[str, object]:
+    "A plan by the names that a table shows."
+    model, training, machine = made.config.model, made.config.training, made.device
+    at_a_time = min(training.batch_size // made.devices, training.micro_batch_size or training.batch_size)
+    rate, share = machine.rates[made.precision], machine.utilisation
+    rows = {"model": f"{model.n_params:,} parameters, {model.n_layers} layers of width {model.d_model:,}",
+            "device": f"{made.devices} × {machine.name}: {rate / 1e12:,.4g} TFLOP/s in {str(made.precision)[6:]}, "
+                      f"{machine.bandwidth / 1e9:,.4g} GB/s ({machine.source})",
+            "step": f"{training.batch_size:,} sequences of {model.seq_len:,} tokens, {at_a_time:,} at a time on each device"}
+    rows |= {name: f"{size / 1e9:8.3f} GB" for name, size in made.memory.items()}
+    rows |= {"memory at the most": f"{made.peak / 1e9:8.3f} GB on each device",
+             "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate" if share < 1 else f"{made.seconds:,.4g}",
+             "tokens a second": round(made.tokens_per_second), "tokens": made.tokens, "days": made.days}
+    return rows
+
+
+@main.command(context_settings=FREE)
+@click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
+@click.option("--batch", type=click.IntRange(min=1), help="Sequences that a device holds at a time.  [default: the config's]")
+@click.option("--device", default="auto", help="auto, cpu, cuda, mps: this machine, measured; a100, h100, ...: by data sheet.")
+@click.option("--devices", type=click.IntRange(min=1), default=1, help="How many of them train together.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to train on.  [default: 20 for each parameter]")
+@click.pass_context
+def plan(ctx: click.Context, config: str, batch: int | None, device: str, devices: int, tokens: int | None) -> None:
+    """Say what a training takes: memory, time, days. Every field of the config is an option too, as in `train`."""
+    from llm_course.speed import plan as make_plan
+    from llm_course.training import load_config
+    made = make_plan(load_config(config, overrides(ctx.args, ctx.command)), batch, device, devices, tokens)
+    click.echo(table(show_plan(made)))
+    click.echo(made.advice)
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
 def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:

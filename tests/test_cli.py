@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import course, fine, process, snapshot
 
-STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "demo"]
+STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
 
 
 def small_corpus(folder: Path, stories: int = 200) -> Path:

@@ -133,7 +133,7 @@ def test_stages_and_flags_on_the_page_exist(page: Path):
         answer = course(stage, "--help")
         assert answer.returncode == 0, f"{page.name} names the stage {stage!r}, and there is none"
         known = {plain(flag) for flag in re.findall(r"--[\w-]+", answer.stdout)}
-        known |= config_fields() if stage in ("train", "demo") else set()
+        known |= config_fields() if stage in ("train", "demo", "plan") else set()
         said = {plain(word.split("=")[0]) for word in words if word.startswith("--")}
         assert said <= known, f"{page.name}: {stage} knows no {said - known}"
 
@@ -144,7 +144,7 @@ def plain(flag: str) -> str:
 
 
 def config_fields() -> set[str]:
-    "Names of the config's fields, each of which is a flag of `train` and `demo`."
+    "Names of the config's fields, each of which is a flag of `train`, `plan` and `demo`."
     from dataclasses import fields
     from llm_course.gpt import ModelConfig
     from llm_course.training import TrainingConfig
