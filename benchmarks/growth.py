@@ -146,6 +146,7 @@ def table(results: list[dict]) -> str:
         kept = "computed twice" if point["checkpoint_activations"] else "kept"
         lines.append(f"| {result['size']} | {result['foretold']['parameters']:,} | {point['precision']} | {kept} |"
                      f" {guess / 1e6:,.0f} | {found / 1e6:,.0f} | {guess / found:.2f} |")
+    if all("size" in result for result in results): return "\n".join(lines)
     lines += ["", "| what grows | from, to | time, measured | by the rehearsal | by the count | memory, measured | predicted |",
               "|---|---|---:|---:|---:|---:|---:|"]
     names = {"width": "d_model", "depth": "n_layers", "sequence length": "seq_len", "vocabulary": "vocab_size"}
@@ -179,9 +180,9 @@ def main() -> None:
         results.append({**each, "measured": measured, "foretold": foretold})
         shares = [f"{foretold[key] / measured[key]:.2f}" for key in ("bytes", "seconds")]
         print(*list(each.values()), "foretold, of memory and time measured:", *shares, file=sys.stderr, flush=True)
-    results = [old for old in known if kind not in old] + results
+    results += [old for old in known if kind not in old]
     write_results(__file__, results)
-    draw(results, path.with_suffix(".png"))
+    if any("axis" in result for result in results): draw(results, path.with_suffix(".png"))
     print(table(results))
 
 

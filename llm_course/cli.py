@@ -814,7 +814,7 @@ def show_plan(made: object) -> dict[str, object]:
             "step": f"{training.batch_size:,} sequences of {model.seq_len:,} tokens, {at_a_time:,} at a time on each device"}
     rows |= {name: f"{size / 1e9:8.3f} GB" for name, size in made.memory.items()}
     rows |= {"memory at the most": f"{made.peak / 1e9:8.3f} GB on each device",
-             "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate" if share < 1 else f"{made.seconds:,.4g}",
+             "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate, assumed" if share < 1 else f"{made.seconds:,.4g}",
              "tokens a second": round(made.tokens_per_second), "tokens": made.tokens, "days": made.days}
     return rows
 

@@ -285,7 +285,7 @@ def bare_process(bf16: bool = False) -> int:
 
 def step_memory(rehearsal: Rehearsal, on_cpu: bool, bf16: bool) -> dict[str, int]:
     "Bytes of a step at the moment when they are most, with what is there beside the tensors."
-    if not on_cpu: return {**rehearsal.memory, "CUDA itself": CONTEXT}
+    if not on_cpu: return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
     holes = {"holes": HOLES * rehearsal.largest} if sys.platform == "linux" else {}
     return {**rehearsal.memory, **holes, "Python and torch": bare_process(bf16)}
 
