@@ -371,6 +371,7 @@ def table(results: dict) -> str:
 
 def main_table(text: str, found: dict) -> str:
     """The rows of a text: medians over the seeds, with their spread, and what follows from them."""
+    if "rows" not in found: return ""
     lines = [f"| {text} | parameters | tokens | seconds | nats per character |", "|---|---:|---:|---:|---:|"]
     for name in MAIN:
         mine = [row for row in found["rows"] if row["row"] == name]
@@ -402,7 +403,7 @@ def plot(results: dict) -> None:
     figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), layout="constrained", squeeze=False)
     colours = dict(zip(MAIN, ("tab:gray", "tab:red", "tab:blue", "tab:green")))
     for axis, (text, found) in zip(axes[0], results.items()):
-        for row in found["rows"]:
+        for row in found.get("rows", []):
             axis.plot(*zip(*row["curve"]), color=colours[row["row"]], label=row["row"] if row["seed"] == 0 else None)
         axis.set(xscale="log", xlabel="seconds of training", ylabel="nats per character", title=text)
         axis.legend()
