@@ -11,11 +11,12 @@ to benchmarks/time_to_loss.json, the plot to benchmarks/time_to_loss.png; the ta
 
 The reference is what nanoGPT's README gives to those with a CPU alone (https://github.com/karpathy/nanoGPT), with transformers'
 GPT2LMHeadModel: REFERENCE below. Its matrix products are in bf16, its attention is `eager`: the fastest of four settings, which the
-row "settings" times."""
+row "settings" times. Ablations get as many steps as fit into the time of `speedrun` at the paces of their steps, which take turns."""
 import argparse
 import ast
 import json
 import math
+import os
 import sys
 import sysconfig
 import tempfile
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from unittest import mock
 
 from common import in_process, middle, write_results
 
@@ -94,7 +96,6 @@ LEFT_OUT: dict[str, dict] = {
     "clipping": {"grad_clip": 0.0},
     "bf16": {"precision": "fp32"},
     "attention in fp32": {"attention": "bf16"},
-    "memory that is kept": {"memory": "given back"},
 }
 ROWS = {**MAIN, **{f"reference and {name}": {"recipe": recipe} for name, recipe in ADDED.items()},
         **{f"speedrun without {name}": {"settings": settings} for name, settings in LEFT_OUT.items()}}
@@ -214,20 +215,23 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
 def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     """`speedrun` as `llm-course train` runs it: shards, start_run, train_step; `settings` set fields of the config anew.
 
-    Two of them are no fields: `attention` "bf16" takes PyTorch's as it comes, `memory` "given back" the C library's habit."""
+    One of them is no field: `attention` "bf16" takes PyTorch's under autocast as it comes."""
     import torch
 
     from llm_course import attention
     from llm_course.training import keep_memory, load_config, start_run, train_step
 
-    fields = {name: value for name, value in settings.items() if name not in ("attention", "memory")}
-    if "attention" in settings:
-        attention.causal_attention = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    if "memory" not in settings: keep_memory()
+    fields = {name: value for name, value in settings.items() if name != "attention"}
+    keep_memory()
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
-    tokens = config.training.batch_size * config.model.seq_len
-    return Trainer(partial(train_step, run), run.model, run.tokenizer.encode, config.model.seq_len, tokens)
+    tokens, plain = config.training.batch_size * config.model.seq_len, torch.nn.functional.scaled_dot_product_attention
+
+    def step() -> object:
+        if "attention" not in settings: return train_step(run)
+        with mock.patch.object(attention, "causal_attention", partial(plain, is_causal=True, enable_gqa=True)): return train_step(run)
+
+    return Trainer(step, run.model, run.tokenizer.encode, config.model.seq_len, tokens)
 
 
 def nats_per_character(trainer: Trainer, before: str, text: str) -> float:
@@ -239,7 +243,7 @@ def nats_per_character(trainer: Trainer, before: str, text: str) -> float:
     return sum(losses.sum().item() for _, losses in score(trainer.model, stream, 64)) / len(text)
 
 
-def timed(begin: Callable[[int], Trainer], steps: int, seconds: float, text: str) -> dict:
+def timed(begin: Callable[[int], Trainer], steps: int, seconds: float, text: str, looks: int) -> dict:
     """Train for `steps`, or for as many as fit into `seconds`, on a clock that stands still while the model is looked at."""
     if seconds:
         rehearsal = begin(1000)
@@ -253,19 +257,14 @@ def timed(begin: Callable[[int], Trainer], steps: int, seconds: float, text: str
         start = time.perf_counter()
         trainer.step()
         clock += time.perf_counter() - start
-        if done % max(1, steps // LOOKS) == 0: curve.append((clock, nats_per_character(trainer, before, val[:LOOKED_AT])))
+        if looks and done % max(1, steps // looks) == 0: curve.append((clock, nats_per_character(trainer, before, val[:LOOKED_AT])))
     return {"steps": steps, "tokens": steps * trainer.tokens, "seconds": clock, "loss": nats_per_character(trainer, before, val),
             "parameters": sum(p.numel() for p in trainer.model.parameters()), "curve": curve}
 
 
-def fastest() -> dict[str, float]:
-    """Milliseconds of a step of the reference in each of its settings, which take turns."""
-    rows = {}
-    for attention in ("eager", "sdpa"):
-        for bf16 in (False, True):
-            trainer = theirs("".join(map(chr, range(32, 132))) * 10, 0, replace(REFERENCE, attention=attention, bf16=bf16))
-            rows[f"{attention}, {'bf16' if bf16 else 'fp32'}"] = trainer
-    times = {name: [] for name in rows}
+def paces(rows: dict[str, Trainer]) -> dict[str, float]:
+    """Milliseconds of a step of each row. Rows take turns step by step, so that a slow minute of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(40):
         for name, trainer in rows.items():
             start = time.perf_counter()
@@ -274,23 +273,25 @@ def fastest() -> dict[str, float]:
     return {name: middle(found) for name, found in times.items()}
 
 
+def begun(row: str, root: Path, seed: int, steps: int, text: str) -> Trainer:
+    """The training of a row, at its beginning."""
+    if "recipe" in ROWS[row]: return theirs(text, seed, replace(REFERENCE, steps=steps, **ROWS[row]["recipe"]))
+    return ours(root / ("pieces" if row == "speedrun, pieces" else "characters"), seed, steps, ROWS[row]["settings"])
+
+
 def run_row(args: argparse.Namespace) -> dict:
-    """One row, trained here, in this process."""
+    """One row, trained here, in this process; or the paces of the reference's settings, or of all ablations."""
     import torch
 
-    from llm_course.training import load_config
-
     torch.set_num_threads(args.threads)
-    if args.row == "settings": return fastest()
-    text, spec = (args.root / "text.txt").read_text(encoding="utf-8"), ROWS[args.row]
-    if "recipe" in spec:
-        steps = REFERENCE.steps
-        begin = lambda steps: theirs(text, args.seed, replace(REFERENCE, steps=steps, **spec["recipe"]))
-    else:
-        folder = args.root / ("pieces" if args.row == "speedrun, pieces" else "characters")
-        begin = lambda steps: ours(folder, args.seed, steps, spec.get("settings", {}))
-        steps = load_config("speedrun").training.max_steps
-    return {"row": args.row, "text": args.text, "seed": args.seed, **timed(begin, steps, args.seconds, text)}
+    text = (args.root / "text.txt").read_text(encoding="utf-8")
+    if args.row == "settings":
+        return paces({f"{attention}, {'bf16' if bf16 else 'fp32'}": theirs(text, 0, replace(REFERENCE, attention=attention, bf16=bf16))
+                      for attention in ("eager", "sdpa") for bf16 in (False, True)})
+    if args.row == "paces": return paces({row: begun(row, args.root, 0, 1000, text) for row in ROWS if row not in MAIN})
+    begin = partial(begun, args.row, args.root, args.seed, text=text)
+    found = timed(begin, args.steps, args.seconds, text, LOOKS if args.row in MAIN else 0)
+    return {"row": args.row, "text": args.text, "seed": args.seed, "load": os.getloadavg()[0], **found}
 
 
 def prepare(root: Path, text: str) -> None:
@@ -312,32 +313,39 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ablations", action="store_true")
-    for name, kind in (("row", str), ("seed", int), ("seconds", float), ("root", Path)):
+    for name, kind in (("row", str), ("seed", int), ("steps", int), ("seconds", float), ("root", Path)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row: return print(json.dumps(run_row(args)))
-    path = Path(__file__).with_suffix(".json")
+    from llm_course.training import load_config
+
+    path, short = Path(__file__).with_suffix(".json"), load_config("speedrun").training.max_steps
     results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
     with tempfile.TemporaryDirectory() as root:
         prepare(Path(root), read(args.text))
+        process = partial(in_process, __file__, "--text", args.text, "--root", root, "--threads", args.threads, "--row")
 
-        def row(name: str, seed: int, seconds: float = 0.0) -> dict:
-            found = in_process(__file__, "--row", name, "--seed", seed, "--seconds", seconds, "--text", args.text, "--root", root,
-                               "--threads", args.threads)
-            print(f"{name:40} seed {seed}: {found['loss']:.4f} after {found['seconds']:.1f} s", file=sys.stderr, flush=True)
+        def row(name: str, seed: int, steps: int = 0, seconds: float = 0.0) -> dict:
+            found = process(name, "--seed", seed, "--steps", steps, "--seconds", seconds)
+            print(f"{name:50} seed {seed}: {found['loss']:.4f} after {found['seconds']:.1f} s", file=sys.stderr, flush=True)
             return found
 
         mine = results.setdefault(args.text, {})
         if args.ablations:
-            seconds = middle(found["seconds"] for found in mine["rows"] if found["row"] == "speedrun")
-            mine["ablations"] = [row(name, seed, seconds) for seed in range(args.seeds) for name in ROWS if name not in MAIN]
-        else:
-            mine["settings"], mine["rows"] = in_process(__file__, "--row", "settings", "--threads", args.threads), []
-            for seed in range(args.seeds):
-                reference = row("reference", seed)
-                mine["rows"] += [reference, row("speedrun", seed), row("speedrun, as long", seed, reference["seconds"]),
-                                 row("speedrun, pieces", seed, reference["seconds"] / 5)]
+            pace = mine["paces"] = process("paces")
+            steps = {name: round(short * pace["speedrun without nothing"] / pace[name]) for name in pace}
+            mine["ablations"] = []
+            for seed, name in ((seed, name) for seed in range(args.seeds) for name in steps):
+                mine["ablations"].append(row(name, seed, steps[name]))
                 write_results(__file__, results, "transformers")   # so that a run that is stopped leaves something
+        else:
+            mine["settings"], mine["rows"] = process("settings"), []
+            for seed in range(args.seeds):
+                reference = row("reference", seed, REFERENCE.steps)
+                mine["rows"] += [reference, row("speedrun", seed, short),
+                                 row("speedrun, as long", seed, seconds=reference["seconds"]),
+                                 row("speedrun, pieces", seed, seconds=reference["seconds"] / 5)]
+                write_results(__file__, results, "transformers")
     write_results(__file__, results, "transformers")
     plot(results)
     print(table(results))
@@ -363,6 +371,7 @@ def table(results: dict) -> str:
 
 def main_table(text: str, found: dict) -> str:
     """The rows of a text: medians over the seeds, with their spread, and what follows from them."""
+    if "rows" not in found: return ""
     lines = [f"| {text} | parameters | tokens | seconds | nats per character |", "|---|---:|---:|---:|---:|"]
     for name in MAIN:
         mine = [row for row in found["rows"] if row["row"] == name]
@@ -377,10 +386,11 @@ def main_table(text: str, found: dict) -> str:
 def ablation_table(found: dict) -> str:
     """What each ingredient brings alone, and what is lost without it, in the same time."""
     if "ablations" not in found: return ""
-    lines = ["| in the same time | steps | nats per character |", "|---|---:|---:|"]
-    for name in ROWS:
+    lines = ["| in the same time | milliseconds a step | steps | nats per character |", "|---|---:|---:|---:|"]
+    for name, pace in found["paces"].items():
         mine = [row for row in found["ablations"] if row["row"] == name]
-        if mine: lines.append(f"| {name} | {middle(row['steps'] for row in mine):.0f} | {spread([row['loss'] for row in mine], '.3f')} |")
+        if mine: lines.append(f"| {name.replace(' and nothing', '').replace(' without nothing', '')} | {pace:.1f} | {mine[0]['steps']}"
+                     f" | {spread([row['loss'] for row in mine], '.3f')} |")
     return "\n".join(lines)
 
 
@@ -393,7 +403,7 @@ def plot(results: dict) -> None:
     figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 4), layout="constrained", squeeze=False)
     colours = dict(zip(MAIN, ("tab:gray", "tab:red", "tab:blue", "tab:green")))
     for axis, (text, found) in zip(axes[0], results.items()):
-        for row in found["rows"]:
+        for row in found.get("rows", []):
             axis.plot(*zip(*row["curve"]), color=colours[row["row"]], label=row["row"] if row["seed"] == 0 else None)
         axis.set(xscale="log", xlabel="seconds of training", ylabel="nats per character", title=text)
         axis.legend()
