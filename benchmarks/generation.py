@@ -121,7 +121,8 @@ def summary(rounds: dict[str, list[dict]], new: int, long: int) -> dict:
         mine["first token"] = middle(each["first token"]["seconds"] for each in found)
         if row in OURS:
             read = size * BYTES[OURS[row]] * new
-            mine["share of bandwidth"] = middle(read / (one["seconds"] * one["bandwidth"]) for one in (each["1 sample"] for each in found))
+            alone = [each["1 sample"] for each in found]
+            mine["share of bandwidth"] = middle(read / each["seconds"] / each["bandwidth"] for each in alone)
         mine["GB/s"] = middle(each[task]["bandwidth"] / 1e9 for each in found for task in each)
     return {"new": new, "prompt": long, "parameters": size, "rows": rows, "rounds": rounds}
 
