@@ -219,10 +219,9 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     import torch
 
     from llm_course import attention
-    from llm_course.training import keep_memory, load_config, start_run, train_step
+    from llm_course.training import load_config, start_run, train_step
 
     fields = {name: value for name, value in settings.items() if name != "attention"}
-    keep_memory()
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
     tokens, plain = config.training.batch_size * config.model.seq_len, torch.nn.functional.scaled_dot_product_attention
@@ -283,7 +282,10 @@ def run_row(args: argparse.Namespace) -> dict:
     """One row, trained here, in this process; or the paces of the reference's settings, or of all ablations."""
     import torch
 
+    from llm_course.training import keep_memory
+
     torch.set_num_threads(args.threads)
+    keep_memory()   # on both sides
     text = (args.root / "text.txt").read_text(encoding="utf-8")
     if args.row == "settings":
         return paces({f"{attention}, {'bf16' if bf16 else 'fp32'}": theirs(text, 0, replace(REFERENCE, attention=attention, bf16=bf16))
