@@ -1,0 +1,169 @@
+"""How many tokens a second a training step takes in, beside transformers' LlamaForCausalLM and GPT2LMHeadModel of the same size.
+
+    python benchmarks/throughput.py [--shapes 125m-short 125m-long 10m] [--rounds 3] [--steps 3] [--models ours llama gpt2]
+    python benchmarks/throughput.py --shapes 125m-gpu --steps 20
+
+Each row is a process of its own, and rows take turns. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
+aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
+torch.compile. Peak memory is of the process; where the first step compiles, the compiler's own memory may be its peak.
+Results go to benchmarks/throughput.json; the table is printed."""
+import argparse
+import json
+import resource
+import time
+from functools import partial
+
+from common import in_process, middle, take_turns, write_results
+
+SHAPES = {  # batch, sequence, vocabulary, layers, width, heads, hidden width of a gated MLP (GPT-2's has 3/2 of it and no gate)
+    "125m-short": (4, 512, 50304, 12, 768, 12, 2048),
+    "125m-long": (1, 2048, 50304, 12, 768, 12, 2048),
+    "10m": (64, 256, 8192, 6, 320, 5, 864),
+    "125m-gpu": (16, 2048, 50304, 12, 768, 12, 2048),
+}
+MODELS = ["ours", "llama", "gpt2"]
+ROWS = [f"{model}{how}" for model in MODELS for how in ("", ", compiled")]
+
+
+def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: int, hidden: int, compiled: bool):
+    """Our model, and a step as `llm_course.training` takes it."""
+    import torch
+
+    from llm_course import training
+    from llm_course.gpt import GPT, ModelConfig
+
+    device = training.pick_device()
+    if device.type == "cpu": training.keep_memory()
+    config = training.TrainingConfig(batch_size=batch, compile=compiled)
+    model = GPT(ModelConfig(layers, width, heads, heads, hidden, vocab, length)).to(device)
+    forward = training.wrapped(model, config, training.World())
+    optimizers = training.make_optimizers(model, config, torch.bfloat16)
+    autocast = lambda: torch.autocast(device.type, torch.bfloat16)
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> float:
+        loss = training.accumulate(forward, x, y, batch, autocast)
+        training.clip_gradients(model, config.grad_clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    return model, step
+
+
+def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: int, heads: int, hidden: int, compiled: bool):
+    """A model of transformers, and the step that its users write."""
+    import torch
+    import transformers
+
+    from llm_course.training import pick_device
+
+    if kind == "llama":
+        config = transformers.LlamaConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+                                          num_key_value_heads=heads, intermediate_size=hidden, max_position_embeddings=length,
+                                          tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa")
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        config = transformers.GPT2Config(vocab_size=vocab, n_embd=width, n_layer=layers, n_head=heads, n_inner=hidden * 3 // 2,
+                                         n_positions=length, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+                                         attn_implementation="sdpa")
+        model = transformers.GPT2LMHeadModel(config)
+    model.to(pick_device()).train()
+    forward = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+    def step(x: torch.Tensor, y: torch.Tensor) -> float:
+        with torch.autocast(x.device.type, torch.bfloat16): loss = forward(input_ids=x, labels=x).loss  # it shifts the labels itself
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return model, step
+
+
+def run_row(row: str, shape: str, steps: int) -> dict:
+    """One row here, in this process: the median seconds of a step, the peak memory, the number of parameters."""
+    import torch
+
+    from llm_course.training import pick_device
+
+    kind, _, how = row.partition(", ")
+    batch, length, vocab, *_ = SHAPES[shape]
+    torch.manual_seed(0)
+    model, step = (ours if kind == "ours" else lambda *a: theirs(kind, *a))(*SHAPES[shape], bool(how))
+    ids = torch.randint(vocab, (batch, length + 1)).to(pick_device())
+    for _ in range(2): step(ids[:, :-1], ids[:, 1:])
+    seconds = []
+    for _ in range(steps):
+        begun = time.perf_counter()
+        step(ids[:, :-1], ids[:, 1:])
+        seconds.append(time.perf_counter() - begun)
+    on_gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"tokens_per_second": batch * length / middle(seconds), "memory": memory, "parameters": parameters}
+
+
+def matrix_peak(rows: int, width: int, hidden: int) -> float:
+    """The rate in FLOP/s at which this machine multiplies bf16 matrices of a model's shape, at its best of many tries."""
+    import torch
+
+    from llm_course.training import pick_device
+
+    device = pick_device()
+    a, b = torch.randn(rows, width, device=device).bfloat16(), torch.randn(width, hidden, device=device).bfloat16()
+    best = float("inf")
+    for _ in range(50):
+        begun = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * rows * width * hidden / best
+
+
+def flops_per_token(shape: str) -> int:
+    """Of a training step: 6 for each weight that multiplies, and attention (PaLM's count, as in 05_gpt)."""
+    from llm_course.gpt import ModelConfig
+
+    _, length, vocab, layers, width, heads, hidden = SHAPES[shape]
+    return ModelConfig(layers, width, heads, heads, hidden, vocab, length).flops_per_token()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m-short", "125m-long", "10m"])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    for name, default in (("rounds", 3), ("steps", 3)): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--row", choices=[*ROWS, "peak"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        batch, length, _, _, width, _, hidden = SHAPES[args.shapes[0]]
+        found = matrix_peak(batch * length, width, hidden) if args.row == "peak" else run_row(args.row, args.shapes[0], args.steps)
+        return print(json.dumps(found))
+    results = {}
+    for shape in args.shapes:
+        rows = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps)
+                for row in ["peak", *ROWS] if row.split(",")[0] in ["peak", *args.models]}
+        results[shape] = {"flops_per_token": flops_per_token(shape), **take_turns(rows, args.rounds)}
+    write_results(__file__, results, "transformers")
+    print(table(results))
+
+
+def table(results: dict) -> str:
+    """The results as a table in Markdown: medians of the rounds, and the ratio to the better of the two others."""
+    head = "| shape (batch × length) | model | tokens/s | of the bf16 peak | times the best other | peak memory |"
+    lines = [head, "|---|---|---:|---:|---:|---:|"]
+    for shape, found in results.items():
+        speed = {row: middle(one["tokens_per_second"] for one in found[row]) for row in ROWS if row in found}
+        best, peak = max(value for row, value in speed.items() if not row.startswith("ours")), middle(found["peak"])
+        for row in speed:
+            memory, share = middle(one["memory"] for one in found[row]), speed[row] * found["flops_per_token"] / peak
+            ratio = f"{speed[row] / best:.2f}" if row.startswith("ours") else ""
+            lines.append(f"| {shape} ({SHAPES[shape][0]} × {SHAPES[shape][1]}) | {row} | {speed[row]:,.0f} | {share:.0%} | {ratio} |"
+                         f" {memory / 1e9:.2f} GB |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
