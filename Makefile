@@ -42,7 +42,7 @@ test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
 
-fuzz: $(ready) ## hostile files and round trips, 10,000 cases for every reader and 20,000 texts: an hour
+fuzz: $(ready) ## hostile files and round trips, 10,000 cases for every reader and 20,000 texts: half an hour
 	LLM_COURSE_CASES=10000 OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests/test_hostile.py tests/test_round_trips.py
 
 test-older: $(ready) $(older)/ready ## the tests beside transformers with an older version of it
