@@ -157,7 +157,7 @@ def test_tokenizer_that_does_not_match(folder):
     (["prepare", "--val", "data/raw/corpus.txt"], "--val"), (["prepare", "--val_fraction", "2"], "--val_fraction"),
     (["prepare", "--out_dir", "data/raw"], "data/raw"), (["prepare", "--documents", "lines"], "'line'"),
     (["prepare", "--documents", ""], "documents"), (["prepare", "--errors", "ignore"], "--errors"),
-    (["tokenizer", "--vocab_size", "0"], "--vocab_size"), (["tokenizer", "--vocab_size", "270"], "too small"),
+    (["tokenizer", "--vocab_size", "-1"], "--vocab_size"), (["tokenizer", "--vocab_size", "270"], "too small"),
     (["corpus", "--stories", "0"], "--stories"), (["corpus", "extra"], "extra"),
     (["generate", "--max_new_tokens", "0"], "--max_new_tokens"), (["generate", "--max_new_tokens", "-5"], "--max_new_tokens"),
     (["generate", "--max_new_tokens", "ten"], "--max_new_tokens"), (["generate", "--temperature", "-1"], "--temperature"),
