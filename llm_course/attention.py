@@ -179,6 +179,7 @@ def causal_attention(
         with torch.autocast("cpu", enabled=False):
             return causal_attention(q.float(), k.float(), v.float())
     if T == S:
+        k, v = k.contiguous(), v.contiguous()  # as in transformers: on some processors a sum depends on where its terms lie
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
