@@ -150,7 +150,7 @@ def plain_weights(model: GPT) -> dict[str, np.ndarray]:
 # %% ../nbs/10_doctor.ipynb #d0581736
 def patient() -> tuple[GPT, torch.Tensor]:
     "A small model whose every part matters to its loss, and a batch of token ids (B, T+1): the same at each call."
-    # 200 positions, since attention in bf16 has a kernel of its own from 192 on
+    # 200 positions: from 64 on, training takes attention in blocks
     config = ModelConfig(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=256, seq_len=200)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):

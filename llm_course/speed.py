@@ -227,7 +227,7 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 
     The model, `accumulate`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
-    is played and counted as often as it comes. What a kernel takes for itself is not seen."""
+    is played and counted as often as it comes. What a kernel takes for itself is not seen; attention is that of a processor."""
     training, rows = config.training, config.training.batch_size // devices
     size = min(rows, training.micro_batch_size or rows)
     times, ledger = math.ceil(rows / size), Ledger("weights")
