@@ -95,7 +95,8 @@ LEFT_OUT: dict[str, dict] = {
     "weight decay": {"weight_decay": 0.0},
     "clipping": {"grad_clip": 0.0},
     "bf16": {"precision": "fp32"},
-    "attention in fp32": {"attention": "bf16"},
+    "attention in blocks": {"plain": "attention"},
+    "the loss some rows at a time": {"plain": "loss"},
 }
 ROWS = {**MAIN, **{f"reference and {name}": {"recipe": recipe} for name, recipe in ADDED.items()},
         **{f"speedrun without {name}": {"settings": settings} for name, settings in LEFT_OUT.items()}}
@@ -215,20 +216,22 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
 def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     """`speedrun` as `llm-course train` runs it: shards, start_run, train_step; `settings` set fields of the config anew.
 
-    One of them is no field: `attention` "bf16" takes PyTorch's under autocast as it comes."""
+    One of them is no field: `plain` puts PyTorch's own attention, or its loss, in the place of ours."""
     import torch
+    import torch.nn.functional as F
 
-    from llm_course import attention
     from llm_course.training import load_config, start_run, train_step
 
-    fields = {name: value for name, value in settings.items() if name != "attention"}
+    fields = {name: value for name, value in settings.items() if name != "plain"}
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
-    tokens, plain = config.training.batch_size * config.model.seq_len, torch.nn.functional.scaled_dot_product_attention
+    tokens = config.training.batch_size * config.model.seq_len
+    plain = {"attention": ("llm_course.attention.attention_in_blocks", partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)),
+             "loss": ("llm_course.gpt.linear_cross_entropy", lambda x, head, targets: F.cross_entropy(F.linear(x, head).float(), targets))}
 
     def step() -> object:
-        if "attention" not in settings: return train_step(run)
-        with mock.patch.object(attention, "causal_attention", partial(plain, is_causal=True, enable_gqa=True)): return train_step(run)
+        if "plain" not in settings: return train_step(run)
+        with mock.patch(*plain[settings["plain"]]): return train_step(run)
 
     return Trainer(step, run.model, run.tokenizer.encode, config.model.seq_len, tokens)
 
