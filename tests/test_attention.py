@@ -350,3 +350,29 @@ def test_one_token_at_a_time_needs_no_mask_and_no_copy_of_the_cache():
     cache = KVCache(1, 1, 2, 4, 8)
     k, _ = cache.update(0, *torch.randn(2, 1, 2, 3, 8))
     assert k.data_ptr() == cache.k.data_ptr()
+
+
+@settings(max_examples=25, deadline=None)
+@given(T=st.integers(64, 512), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=st.integers(0, 2**16))
+def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int, bf16: bool, seed: int):
+    """Training on a processor: outputs and gradients of every length of a block, up to rounding; and the way is really taken."""
+    torch.manual_seed(seed)
+    qkv = [torch.randn(1, heads, T, 8, requires_grad=True) for heads in (kv_heads * group, kv_heads, kv_heads)]
+    back = torch.randn(1, kv_heads * group, T, 8)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16): ours = causal_attention(*qkv)
+    plain = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
+    assert ours.dtype == (torch.bfloat16 if bf16 else torch.float32) and "BlockedAttention" in str(ours.grad_fn.next_functions)
+    gradients = [torch.autograd.grad((y.float() * back).sum(), qkv) for y in (ours, plain)]
+    for found, want in zip((ours, *gradients[0]), (plain, *gradients[1])):
+        assert (found - want).norm() <= (0.03 if bf16 else 1e-5) * want.norm()
+
+
+def test_attention_in_blocks_sees_no_future():
+    """Not one bit of a result may depend on what comes after it, across the seams of blocks too."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 150, 8, requires_grad=True) for _ in range(3))
+    whole = causal_attention(q, k, v)
+    for t in (0, 62, 63, 64, 127, 128, 148):
+        later = torch.arange(150)[:, None] > t
+        changed = causal_attention(q, torch.where(later, 9.0, k), torch.where(later, 1e9, v))
+        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1]) and not torch.equal(changed, whole)

@@ -6,12 +6,13 @@ from importlib.resources import files
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course.attention import ShapeError
 from llm_course.corpus import CourseError
-from llm_course.gpt import GPT, HF_NAMES, ModelConfig
+from llm_course.gpt import GPT, HF_NAMES, ModelConfig, linear_cross_entropy
 
 SMALL = dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40, vocab_size=53, seq_len=16, head_dim=10)
 CONFIGS = {path.name.removesuffix(".json"): json.loads(path.read_text())
@@ -292,3 +293,27 @@ def test_a_wrong_shape_is_named(ids, targets, words):
     with pytest.raises(ShapeError) as error:
         GPT(ModelConfig(**SMALL))(ids, targets)
     assert words in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 300), vocab=st.integers(1, 3000), left_out=st.floats(0, 1), bf16=st.booleans(), seed=st.integers(0, 2**16))
+def test_the_loss_some_rows_at_a_time_is_pytorchs(rows: int, vocab: int, left_out: float, bf16: bool, seed: int):
+    "The loss and both gradients, whatever the rows and the vocabulary, also where targets are left out, down to the last one."
+    torch.manual_seed(seed)
+    x, head = torch.randn(rows, 6, requires_grad=True), torch.randn(vocab, 6, requires_grad=True)
+    targets = torch.randint(vocab, (rows,)).where(torch.rand(rows) >= left_out, -100)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        ours = linear_cross_entropy(x, head, targets)
+        plain = F.cross_entropy(F.linear(x, head).float(), targets)
+    assert ours.dtype == torch.float32 and "LinearCrossEntropy" in type(ours.grad_fn).__name__
+    assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6, equal_nan=True)
+    for found, want in zip(*(torch.autograd.grad(0.7 * loss, (x, head)) for loss in (ours, plain))):
+        assert torch.isnan(plain) or (found - want).norm() <= (0.02 if bf16 else 1e-5) * want.norm() + 1e-6
+
+
+def test_the_loss_keeps_the_logits_once():
+    "What training holds of the logits is their gradient, in their own precision: no copy in float32."
+    kept, x, head = [], torch.randn(50, 6, requires_grad=True), torch.randn(400, 6, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        linear_cross_entropy(x, head, torch.randint(400, (50,)))
+    assert [t.dtype for t in kept if t.numel() == 50 * 400] == [torch.bfloat16]
