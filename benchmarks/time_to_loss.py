@@ -226,8 +226,10 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
     tokens = config.training.batch_size * config.model.seq_len
-    plain = {"attention": ("llm_course.attention.attention_in_blocks", partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)),
-             "loss": ("llm_course.gpt.linear_cross_entropy", lambda x, head, targets: F.cross_entropy(F.linear(x, head).float(), targets))}
+    torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
+    torchs_loss = lambda x, head, targets: F.cross_entropy(F.linear(x, head).float(), targets)
+    plain = {"attention": ("llm_course.attention.attention_in_blocks", torchs_attention),
+             "loss": ("llm_course.gpt.linear_cross_entropy", torchs_loss)}
 
     def step() -> object:
         if "plain" not in settings: return train_step(run)

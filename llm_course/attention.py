@@ -222,6 +222,7 @@ def causal_attention(
     The T queries are the last T of the S positions that have keys. Each of the K key heads serves H / K query heads.
     """
     T, S = q.shape[2], k.shape[2]
+    # to learn on a processor, PyTorch's kernel takes longer; for more positions, blocks would keep too many weights
     if 64 <= T == S <= 512 and q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
         return attention_in_blocks(q, k, v)
     if T == S:

@@ -403,7 +403,7 @@ def _spread(chunks: Iterable[list], tokenizer: Tokenizer, workers: int) -> Itera
     with _workers(tokenizer, workers - 1) as give:
         for chunk in chunks:
             waiting = sum(not result.done() for _, result in under_way)
-            if waiting < 4 * (workers - 1):  # enough while this process encodes a chunk, and writes two
+            if waiting < 2 * (workers - 1):
                 result = give(_to_encode(chunk))
             else:
                 result = Future()
