@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/05_gpt.ipynb #88208a26
-from .attention import Attention, KVCache, RMSNorm, rope_table, shape_checked
+from .attention import Attention, KVCache, RMSNorm, as_autocast, rope_table, shape_checked
 from .corpus import CourseError
 
 # %% ../nbs/05_gpt.ipynb #092fadfd
@@ -142,6 +142,7 @@ class MLP(nn.Module):
     @shape_checked
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         "Each position by itself: no position looks at another here."
+        x = as_autocast(x)
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 # %% ../nbs/05_gpt.ipynb #1e33ae23
@@ -167,27 +168,28 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The mean of -log softmax(x head^T) at the targets, for x (N, C), head (V, C), targets (N,); -100 is left out.
 
     The gradient of the logits is known with the loss, so it is written over them at once, some rows at a time, which stay in a
-    cache. As with F.cross_entropy, softmax and loss are in float32, the logits and their gradient in x's precision.
+    cache. As with F.cross_entropy, softmax and loss are in float32, the logits and their gradient in x's precision; but here a
+    probability below 1e-38 counts as that, which limits a token's loss to 87 nats.
     """
 
     @staticmethod
     def forward(ctx, x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
-        logits, losses = F.linear(x, head), torch.empty(len(x), device=x.device)
-        share = (targets != -100) / (targets != -100).sum()
-        index, size = targets.clamp(min=0)[:, None], max(1, 2**19 // len(head), len(x) // 64)
-        for part, at, loss, weight in zip(*(whole.split(size) for whole in (logits, index, losses, share[:, None]))):
-            logp = F.log_softmax(part, dim=-1, dtype=torch.float32)
-            loss.copy_(-logp.gather(-1, at)[:, 0])
-            grad = logp.exp_().scatter_add_(-1, at, torch.full_like(weight, -1.0))
-            part.copy_(grad.mul_(weight))
-        ctx.save_for_backward(logits, x, head)
-        return losses.where(share > 0, 0).sum() * share.max()
+        logits, losses = F.linear(x, head), torch.empty(len(x), 1, device=x.device)
+        counts, index = (targets != -100)[:, None], targets.clamp(min=0)[:, None]
+        size = max(1, 2**19 // len(head), len(x) // 64)
+        for part, at, loss in zip(*(whole.split(size) for whole in (logits, index, losses))):
+            probs = F.softmax(part, dim=-1, dtype=torch.float32)
+            loss.copy_(-probs.gather(-1, at).clamp(min=1e-38).log())
+            part.copy_(probs.scatter_add_(-1, at, torch.full_like(loss, -1.0)))
+        ctx.save_for_backward(logits, x, head, counts)
+        return losses.where(counts, 0).sum() / counts.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_loss: Float[Tensor, ""]) -> tuple[Float[Tensor, "N C"], Float[Tensor, "V C"], None]:
-        d_logits, x, head = ctx.saved_tensors
-        return d_logits @ head * d_loss, d_logits.T @ (x * d_loss), None
+        d_logits, x, head, counts = ctx.saved_tensors
+        share = (counts / counts.sum() * d_loss).to(x.dtype)
+        return d_logits @ head * share, d_logits.T @ (x * share), None
 
 # %% ../nbs/05_gpt.ipynb #9d44396b
 @torch.compiler.disable
@@ -195,10 +197,7 @@ def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], ta
     "`F.cross_entropy(F.linear(x, head).float(), targets)`, as above where a gradient is wanted: torch.compile's fusing is slower here."
     if not torch.is_grad_enabled():
         return F.cross_entropy(F.linear(x, head).float(), targets)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x, head = (z.to(torch.get_autocast_dtype(device)) for z in (x, head))
-    return LinearCrossEntropy.apply(x, head, targets)
+    return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets)
 
 # %% ../nbs/05_gpt.ipynb #c88b4b2e
 class GPT(nn.Module):
