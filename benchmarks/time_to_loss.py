@@ -71,7 +71,7 @@ PIECES = 1_024   # vocabulary of the row in which tokens may be any pieces of te
 MAIN = {"reference": {"recipe": {}}, "speedrun": {"settings": {}}, "speedrun, as long": {"settings": {}},
         "speedrun, pieces": {"settings": {}}}
 
-# What an ingredient brings alone, to the reference, and what `speedrun` is without it.
+# What an ingredient brings alone, to the reference; what `speedrun` is without it; and with what it was found to do as well without.
 ADDED: dict[str, dict] = {
     "nothing": {},
     "the model": {"ours": ("model",)},
@@ -82,24 +82,27 @@ ADDED: dict[str, dict] = {
 LEFT_OUT: dict[str, dict] = {
     "nothing": {},
     "two layers (four)": {"n_layers": 4},
-    "one key-value head (two)": {"n_kv_heads": 2},
     "a head of its own (tied)": {"tie_embeddings": True},
     "Muon (AdamW for all)": {"muon_lr": 0.0},
     "short momentum (0.95)": {"muon_momentum": 0.95},
     "the tables' own rate": {"table_lr": 1.0},
     "the high rate (0.001)": {"lr": 0.001},
-    "warm-up": {"warmup_steps": 0},
     "the long fall to zero (a tenth)": {"decay_fraction": 0.1},
-    "the long context (64)": {"seq_len": 64, "batch_size": 16},
-    "the small batch (16)": {"batch_size": 16},
-    "weight decay": {"weight_decay": 0.0},
-    "clipping": {"grad_clip": 0.0},
+    "the long context (64)": {"seq_len": 64, "batch_size": 32},
     "bf16": {"precision": "fp32"},
     "attention in blocks": {"plain": "attention"},
     "the loss some rows at a time": {"plain": "loss"},
 }
+TAKEN_OUT: dict[str, dict] = {
+    "one key-value head": {"n_kv_heads": 1},
+    "warm-up (10 steps)": {"warmup_steps": 10},
+    "batches of half the size": {"batch_size": 8},
+    "weight decay (0.1)": {"weight_decay": 0.1},
+    "clipping (at 1)": {"grad_clip": 1.0},
+}
 ROWS = {**MAIN, **{f"reference and {name}": {"recipe": recipe} for name, recipe in ADDED.items()},
-        **{f"speedrun without {name}": {"settings": settings} for name, settings in LEFT_OUT.items()}}
+        **{f"speedrun without {name}": {"settings": settings} for name, settings in LEFT_OUT.items()},
+        **{f"speedrun with {name}": {"settings": settings} for name, settings in TAKEN_OUT.items()}}
 
 
 @dataclass
