@@ -122,7 +122,7 @@ def shape_checked(f: Callable) -> Callable:
 
     return checked
 
-# %% ../nbs/04_attention.ipynb #1bf8aecf
+# %% ../nbs/04_attention.ipynb #unitrms0
 class UnitRMS(torch.autograd.Function):
     """x over its root mean square, for x (*, C) in float32: a vector whose channels are 1 in the mean square."""
 
@@ -139,7 +139,7 @@ class UnitRMS(torch.autograd.Function):
         unit, scale = ctx.saved_tensors
         return torch.addcmul(d_unit, unit, (d_unit * unit).mean(-1, keepdim=True), value=-1).mul_(scale), None
 
-
+# %% ../nbs/04_attention.ipynb #1bf8aecf
 class RMSNorm(nn.Module):
     """Scale each vector to a root mean square of 1, then by a learned weight per channel (arXiv:1910.07467).
 
@@ -217,13 +217,13 @@ class BlockedAttention(torch.autograd.Function):
             start = end
         return dq, dk.to(k.dtype), dv.to(v.dtype)
 
-# %% ../nbs/04_attention.ipynb #fcf1d1b6
+# %% ../nbs/04_attention.ipynb #autocst0
 def as_autocast(x: Tensor) -> Tensor:
     """`x` in the precision that autocast gives to products, so that all that read it share one cast."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if device != "meta" and torch.is_autocast_enabled(device) else x
 
-
+# %% ../nbs/04_attention.ipynb #fcf1d1b6
 def attention_in_blocks(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
 ) -> Float[Tensor, "B H T D"]:
