@@ -1142,15 +1142,15 @@ def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, 
         look(run, reporter, sampler)   # the save came before these, so they may be missing
     if run.world.size > 1: rehearse(run)
     fits_time = training.max_minutes > 0 and run.max_steps == training.max_steps   # a resumed run keeps its cut
-    timed, look_again = time.perf_counter(), first + TIMED_STEPS
+    timed, looked, look_again = time.perf_counter(), first, first + TIMED_STEPS
     while run.step < run.max_steps:
         begun = time.perf_counter()
         loss, norm = step_that_fits(run)
         reporter.stepped(loss, norm, time.perf_counter() - begun)
         if run.in_a_row == MAX_SKIPPED: raise fault(run, newest_checkpoint(out))
         if fits_time and run.step == look_again:
-            fit_time(run, reporter, started, pace=(time.perf_counter() - timed) / (run.step - first))
-            look_again += run.step - first
+            fit_time(run, reporter, started, pace=(time.perf_counter() - timed) / (run.step - looked))
+            timed, looked, look_again = time.perf_counter(), run.step, look_again + run.step - first
         stop = run.world.agreed(max(signals, default=0), run.device)
         if run.world.leads and (stop or run.due(training.save_every)): save_or_say(run, out, reporter, stop)
         if stop: stop_early(run, reporter, stop)
@@ -1163,16 +1163,19 @@ SPARE = 0.05       # share of the time that a busier machine may take
 def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
     """Set max_steps to what fits into max_minutes at `pace` seconds a step, as the first process measures it.
 
-    Never more than the config's max_steps, and nothing once the learning rate has begun to fall: till then no step
-    depends on how many there will be. Each decision goes into the log and into every later checkpoint."""
+    Never more than the config's max_steps. Until the learning rate begins to fall, no step depends on how many there will be;
+    after that the number stays, unless half as many again would fit: something else then held up the first steps. Each
+    decision goes into the log and into every later checkpoint."""
     training = run.config.training
-    if run.step > (1 - training.decay_fraction) * run.max_steps: return
     left = training.max_minutes * 60 * (1 - SPARE) - (time.perf_counter() - started)
     fits = torch.tensor(min(run.step + max(1, int(left / pace)), training.max_steps), device=run.device)
     if run.world.size > 1: dist.broadcast(fits, 0)
-    if fits.item() == run.max_steps: return
+    falling = run.step > (1 - training.decay_fraction) * run.max_steps
+    if fits.item() == run.max_steps or falling and fits.item() < 1.5 * run.max_steps: return
     if run.max_steps == training.max_steps:
         reporter.tell(f"{training.max_minutes:g} minutes are enough for about {fits.item():,} steps: the schedule ends there.")
+    elif falling:
+        reporter.tell(f"Steps have become faster: there is time for about {fits.item():,}.")
     run.max_steps = reporter.bar.total = int(fits.item())
     reporter.write(max_steps=run.max_steps)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -473,6 +474,17 @@ def test_time_limit_cuts_the_schedule(shards, tmp_path):
     last = [entry for entry in read_log(tmp_path) if "lr" in entry][-1]
     assert last["lr"] == learning_rate(result.steps - 1, replace(config.training, max_steps=result.steps)) < 0.1 * config.training.lr
     assert run_quietly(config, shards, tmp_path, resume=True).steps == result.steps
+
+
+def test_steps_that_were_held_up_do_not_shorten_the_run(shards, tmp_path, monkeypatch):
+    """Where another program slows the first steps, the number of steps grows again once it is gone, and the run uses its time."""
+    real, said = training.step_that_fits, []
+    monkeypatch.setattr(training, "step_that_fits", lambda run: (time.sleep(0.1 if run.step < 20 else 0), real(run))[1])
+    config = tiny(shards, max_steps=100_000, max_minutes=0.1, decay_fraction=0.7, eval_every=0, save_every=0)
+    result = run_quietly(config, shards, tmp_path, say=said.append)
+    cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
+    assert cuts[0] < 60 and result.steps == cuts[-1] > 2 * cuts[0] and 0.5 < result.seconds / (0.1 * 60) < 1.5
+    assert sum("Steps have become faster" in line for line in said) >= 1
 
 
 def test_precision_is_chosen_and_the_reason_told(monkeypatch):
