@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
-           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'sentence', 'Stage', 'speak',
-           'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text',
-           'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus',
-           'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable',
-           'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
-           'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict',
-           'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor',
-           'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'demo']
+           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'sentence', 'Stage',
+           'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text',
+           'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
+           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens',
+           'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config',
+           'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt',
+           'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export',
+           'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -870,11 +870,17 @@ def show_results(checkpoint: object, root: Path) -> None:
                       "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
 
 
-def show_stories(checkpoint: object, prompt: str) -> None:
-    "Three stories of the model, each with the grammar's verdict."
+CAREFUL = {"temperature": 1.0, "min_p": 0.2, "repetition_penalty": 1.2}  # no far-fetched word, and none again without need
+
+
+def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
+    "Three of `n` stories of the model, each with the grammar's verdict, and the share of all that are right."
+    from llm_course.evaluation import judge
     from llm_course.sampling import write
-    for story in write(checkpoint.model, checkpoint.tokenizer, prompt, 600, temperature=0.8, seed=0, n_samples=3, say=None):
+    stories = write(checkpoint.model, checkpoint.tokenizer, prompt, 600, **CAREFUL, seed=0, n_samples=n, say=None)
+    for story in stories[:3]:
         click.echo(f"\n{textwrap.fill(visible(story), 100)}\n  {verdict(story)}")
+    click.echo(f"\nOf {n} such stories, {judge(stories).right:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #e6754c45
 @main.command(context_settings=FREE)
@@ -895,4 +901,4 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) 
     show_results(checkpoint, Path(root))
     show_stories(checkpoint, "Once upon a time")
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
-    click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a"))
+    click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

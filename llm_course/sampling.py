@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler',
-           'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out', 'Decoder', 'Reader', 'reader', 'Context',
-           'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
+           'product', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out', 'Decoder', 'Reader', 'reader',
+           'Context', 'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
 import codecs
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, takewhile
 from weakref import WeakKeyDictionary
 
@@ -120,14 +121,23 @@ class Sampler:
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def packed(precision: str, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
-    "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which the processor reads them."
+def product(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]) -> Float[Tensor, "*batch F"]:
+    "`x @ weight.T`, by way of a matrix and a vector where x has one row: that reads the weights faster."
+    if x.numel() == weight.shape[1]:
+        return torch.mv(weight, x.flatten()).view(*x.shape[:-1], -1)
+    return F.linear(x, weight)
+
+
+def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
+    "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which a `batch` of rows reads them."
     weight = torch.cat([weight.detach() for weight in weights])
     if precision == "fp16":
         halves = torch.ops.quantized.linear_prepack_fp16(weight, None)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, halves)
-    dtype = PRECISIONS[precision]
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype), 8)  # for 8 rows; more, and fewer, work as well
+    weight = weight.to(dtype := PRECISIONS[precision])
+    if batch == 1 and precision == "fp32":
+        return lambda x: product(x, weight)
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight, 8)  # for 8 rows; more, and fewer, work as well
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), blocks, None, "none", [], "")
 
 # %% ../nbs/08_sampling.ipynb #gen00008
@@ -142,25 +152,25 @@ def can_pack(precision: str) -> bool:
 class DecoderLayer:
     "The weights of one block, as generation reads them."
 
-    def __init__(self, block: Block, n_heads: int, n_kv_heads: int, precision: str):
-        attention, mlp = block.self_attn, block.mlp
+    def __init__(self, block: Block, n_heads: int, n_kv_heads: int, precision: str, batch: int):
+        attention, mlp, laid = block.self_attn, block.mlp, partial(packed, precision, batch)
         self.attention_norm, self.mlp_norm = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
-        self.qkv = packed(precision, attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+        self.qkv = laid(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
         self.qk_gains = torch.cat([attention.q_norm.weight.detach().expand(n_heads, -1),
                                    attention.k_norm.weight.detach().expand(n_kv_heads, -1)])
-        self.out = packed(precision, attention.o_proj.weight)
-        self.gate_up = packed(precision, mlp.gate_proj.weight, mlp.up_proj.weight)
-        self.down = packed(precision, mlp.down_proj.weight)
+        self.out = laid(attention.o_proj.weight)
+        self.gate_up = laid(mlp.gate_proj.weight, mlp.up_proj.weight)
+        self.down = laid(mlp.down_proj.weight)
 
 # %% ../nbs/08_sampling.ipynb #gen00013
 class DecoderWeights:
     "All weights of a GPT, as generation reads them: copies, beside the embedding itself."
 
-    def __init__(self, model: GPT, precision: str):
+    def __init__(self, model: GPT, precision: str, batch: int):
         self.config = c = model.config
-        self.layers = [DecoderLayer(block, c.n_heads, c.n_kv_heads, precision) for block in model.model.layers]
+        self.layers = [DecoderLayer(block, c.n_heads, c.n_kv_heads, precision, batch) for block in model.model.layers]
         self.embedding, self.norm = model.model.embed_tokens.weight.detach(), model.model.norm.weight.detach()
-        self.head = packed(precision, model.head)
+        self.head = packed(precision, batch, model.head)
         self.cos, self.sin = rope_table(torch.arange(c.seq_len), c.head_dim, c.rope_theta)
         self.sin[:, : c.head_dim // 2].neg_()
 
@@ -168,14 +178,14 @@ class DecoderWeights:
 _laid_out: WeakKeyDictionary[GPT, tuple[tuple, DecoderWeights]] = WeakKeyDictionary()  # a model, and what it was when laid out
 
 
-def lay_out(model: GPT, precision: str) -> DecoderWeights:
-    "The weights of a model, packed; those of the last time if neither they nor the precision have changed."
+def lay_out(model: GPT, precision: str, batch: int) -> DecoderWeights:
+    "The weights of a model, packed for so many rows; those of the last time if neither they nor the precision have changed."
     weights = list(model.parameters())
-    now = (precision, *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights))
+    now = (precision, batch == 1, *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights))
     then, kept = _laid_out.get(model, (None, None))
     if then != now:
         _laid_out.pop(model, None)  # before the new ones are made: there is never a third copy
-        kept = DecoderWeights(model, precision)
+        kept = DecoderWeights(model, precision, batch)
         if not model.training:
             _laid_out[model] = (now, kept)
     return kept
@@ -188,7 +198,7 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, batch: int, precision: str = "fp32"):
-        self.weights, self.config, c = lay_out(model, precision), model.config, model.config
+        self.weights, self.config, c = lay_out(model, precision, batch), model.config, model.config
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.eps = torch.tensor(c.norm_eps)
         self.cache = KVCache(c.n_layers, batch, c.n_kv_heads, c.seq_len, c.head_dim, dtype=dtype)
