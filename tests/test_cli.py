@@ -356,7 +356,7 @@ def test_demo(tmp_path):
     told = fine(course(*words, cwd=tmp_path))
     for name in ("parameters", "tokens seen", "validation perplexity", "bits per byte", "known entropy, bits per byte"):
         assert number(name, told) > 0
-    assert told.count("The grammar:") == 3 and "gap" in told
+    assert told.count("The grammar:") == 3 and "gap" in told and re.search(r"Of 200 such stories, [0-9.]+% are right", told)
     assert (tmp_path / "artifacts/demo/loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts"]
     assert next_words(told)[:3] == ["generate", "--ckpt", "artifacts/demo/checkpoints/latest"]
