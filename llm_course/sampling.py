@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler',
-           'product', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out', 'Decoder', 'Reader', 'reader',
-           'Context', 'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
+           'product', 'by_vector', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out', 'Decoder',
+           'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
 import codecs
@@ -128,6 +128,11 @@ def product(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]) -> Float
     return F.linear(x, weight)
 
 
+def by_vector(precision: str, batch: int) -> bool:
+    "Whether `product` is the way: for one row in float32."
+    return precision == "fp32" and batch == 1
+
+
 def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
     "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which a `batch` of rows reads them."
     weight = torch.cat([weight.detach() for weight in weights])
@@ -135,7 +140,7 @@ def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callab
         halves = torch.ops.quantized.linear_prepack_fp16(weight, None)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, halves)
     weight = weight.to(dtype := PRECISIONS[precision])
-    if batch == 1 and precision == "fp32":
+    if by_vector(precision, batch):
         return lambda x: product(x, weight)
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight, 8)  # for 8 rows; more, and fewer, work as well
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), blocks, None, "none", [], "")
@@ -179,9 +184,9 @@ _laid_out: WeakKeyDictionary[GPT, tuple[tuple, DecoderWeights]] = WeakKeyDiction
 
 
 def lay_out(model: GPT, precision: str, batch: int) -> DecoderWeights:
-    "The weights of a model, packed for so many rows; those of the last time if neither they nor the precision have changed."
+    "The weights of a model, packed for so many rows; those of the last time if neither they nor the way of packing have changed."
     weights = list(model.parameters())
-    now = (precision, batch == 1, *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights))
+    now = (precision, by_vector(precision, batch), *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights))
     then, kept = _laid_out.get(model, (None, None))
     if then != now:
         _laid_out.pop(model, None)  # before the new ones are made: there is never a third copy
