@@ -198,16 +198,17 @@ def learning(text: str, folder: Path) -> dict:
 
 
 def batches(name: str, folder: Path) -> dict:
-    """Seconds for a batch of a config, and for the forward and backward pass on it: the least that a step does."""
+    """Seconds for a batch of a config, and for the forward and backward pass on it, in the precision that training would pick here."""
     import numpy as np
     import torch
 
     from llm_course.gpt import GPT
     from llm_course.packing import Shards, Tokenized, get_batch, write_shards
     from llm_course.tokenizer import Tokenizer
-    from llm_course.training import load_config
+    from llm_course.training import load_config, pick_precision
 
     config = load_config(name)
+    precision, _ = pick_precision("auto", torch.device("cpu"))
     size = {"demo": config.training.batch_size, "125m": 1}[name]
     tokenizer = Tokenizer.load(folder / "tales.model")
     ids = np.random.default_rng(0).integers(2, tokenizer.vocab_size, 50_000_000).astype(tokenizer.dtype)
@@ -220,7 +221,7 @@ def batches(name: str, folder: Path) -> dict:
     model = GPT(config.model)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16): logits = model(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16): logits = model(x)
         torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), y.flatten()).backward()
 
     return {"config": name, "batch": list(x.shape), "read": reading, "step": min(timed(step) for _ in range(2))}

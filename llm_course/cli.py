@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
-           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'sentence', 'Stage',
-           'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text',
+           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'ENOUGH', 'sentence',
+           'Stage', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text',
            'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
            'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens',
            'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config',
            'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt',
            'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export',
-           'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'demo']
+           'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -882,6 +882,20 @@ def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
         click.echo(f"\n{textwrap.fill(visible(story), 100)}\n  {verdict(story)}")
     click.echo(f"\nOf {n} such stories, {judge(stories).right:.1%} are right from beginning to end.")
 
+# %% ../nbs/99_cli.ipynb #c8a0853d
+ENOUGH = 4_000_000  # tokens: with so many, three of four of the demo's stories were right
+
+
+def more_time(checkpoint: object) -> str | None:
+    "What to say where the clock ended training long before ENOUGH tokens; None elsewhere."
+    model, training = checkpoint.config.model, checkpoint.config.training
+    seen = checkpoint.step * training.batch_size * model.seq_len
+    if not training.max_minutes or checkpoint.step >= training.max_steps or seen > 0.8 * ENOUGH:
+        return None
+    minutes = math.ceil(training.max_minutes * ENOUGH / seen)
+    return (f"This machine had time for {seen:,} tokens, and good stories take about {ENOUGH:,}: "
+            f"the same command with --max_minutes {minutes} trains for so long.")
+
 # %% ../nbs/99_cli.ipynb #e6754c45
 @main.command(context_settings=FREE)
 @click.option("--config", default="demo", help="tiny, lesson, demo, ... or the path of a JSON file.")
@@ -900,5 +914,6 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) 
     checkpoint.model.eval()
     show_results(checkpoint, Path(root))
     show_stories(checkpoint, "Once upon a time")
+    if hint := more_time(checkpoint): click.echo(hint)
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
     click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import course, fine, process, snapshot
 
+from llm_course.cli import ENOUGH
+
 STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
 
 
@@ -356,6 +358,7 @@ def test_demo(tmp_path):
     told = fine(course(*words, cwd=tmp_path))
     for name in ("parameters", "tokens seen", "validation perplexity", "bits per byte", "known entropy, bits per byte"):
         assert number(name, told) > 0
+    assert "--max_minutes" not in told   # all steps were made
     assert told.count("The grammar:") == 3 and "gap" in told and re.search(r"Of 200 such stories, [0-9.]+% are right", told)
     assert (tmp_path / "artifacts/demo/loss.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts"]
@@ -366,6 +369,15 @@ def test_demo(tmp_path):
     fine(course(*words, "--fresh", cwd=tmp_path))
     assert (tmp_path / "artifacts/demo/checkpoints/latest/manifest.json").stat().st_mtime_ns != trained_at
     assert fine(course(*next_words(told), "--max_new_tokens", 5, cwd=tmp_path))
+
+
+def test_a_slow_machine_is_told_how_long_to_train(tmp_path):
+    "Where the clock cuts training far short, the demo names the minutes that would do."
+    words = ["demo", "--config", "tiny", "--stories", 200, "--seq_len", 64]
+    told = fine(course(*words, "--max_steps", 1_000_000, "--max_minutes", 0.05, cwd=tmp_path))
+    seen = number("tokens seen", told)
+    minutes = int(re.search(r"--max_minutes ([0-9]+) trains", told)[1])
+    assert minutes - 1 < 0.05 * ENOUGH / seen <= minutes
 
 
 def test_what_is_held_out_has_a_bound(tmp_path, monkeypatch):
