@@ -84,7 +84,7 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
 
 
 def run_row(row: str, shape: str, steps: int) -> dict:
-    """One row here, in this process: the median seconds of a step, the peak memory, the number of parameters."""
+    """One row here, in this process: the median of some steps, the seconds of the first, the peak memory, the number of parameters."""
     import torch
 
     from llm_course.training import pick_device
@@ -94,16 +94,16 @@ def run_row(row: str, shape: str, steps: int) -> dict:
     torch.manual_seed(0)
     model, step = (ours if kind == "ours" else lambda *a: theirs(kind, *a))(*SHAPES[shape], bool(how))
     ids = torch.randint(vocab, (batch, length + 1)).to(pick_device())
-    for _ in range(2): step(ids[:, :-1], ids[:, 1:])
     seconds = []
-    for _ in range(steps):
+    for _ in range(2 + steps):
         begun = time.perf_counter()
         step(ids[:, :-1], ids[:, 1:])
         seconds.append(time.perf_counter() - begun)
     on_gpu = torch.cuda.is_available()
     memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parameters = sum(p.numel() for p in model.parameters())
-    return {"tokens_per_second": batch * length / middle(seconds), "memory": memory, "parameters": parameters}
+    return {"tokens_per_second": batch * length / middle(seconds[2:]), "memory": memory, "parameters": parameters,
+            "first_step": seconds[0]}
 
 
 def matrix_peak(rows: int, width: int, hidden: int) -> float:

@@ -211,6 +211,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
+        self.compiled_blocks = []
         self.model = nn.ModuleDict({
             "embed_tokens": nn.Embedding(config.vocab_size, config.d_model),
             "layers": nn.ModuleList(Block(config, layer) for layer in range(config.n_layers)),
@@ -244,6 +245,10 @@ class GPT(nn.Module):
         heads = attention.v_proj.weight.T.unflatten(1, (self.config.n_kv_heads, self.config.head_dim))
         attention.o_proj.weight.copy_(strength / group * heads.repeat_interleave(group, 1).flatten(1))
 
+    def compile_blocks(self) -> None:
+        "In training, run the blocks as torch.compile fuses them: one is compiled, and all, being alike, run its program."
+        self.compiled_blocks = [torch.compile(block) for block in self.model.layers]
+
     @shape_checked
     def forward(self, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"] | None = None,
                 cache: KVCache | None = None, last_only: bool = False) -> Float[Tensor, "B #T V"] | Float[Tensor, ""]:
@@ -256,8 +261,9 @@ class GPT(nn.Module):
         x = self.model.embed_tokens(ids)
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         cos, sin = (table.to(x.dtype) for table in rope_table(positions, self.config.head_dim, self.config.rope_theta))
-        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled() and cache is None
-        for block in self.model.layers:
+        learns = self.training and torch.is_grad_enabled() and cache is None
+        recompute = learns and self.checkpoint_activations
+        for block in self.compiled_blocks if learns and self.compiled_blocks else self.model.layers:
             x = checkpoint(block, x, cos, sin, use_reentrant=False) if recompute else block(x, cos, sin, cache)
         x = self.model.norm(x[:, -1:] if last_only and targets is None else x)
         if cache is not None:

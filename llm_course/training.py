@@ -121,7 +121,7 @@ class TrainingConfig:
     seed: int = 0                        # of the first weights and of the order of the data
     precision: str = "auto"              # of the matrix products: "bf16", "fp32", or "auto" for the best that this machine has
     checkpoint_activations: bool = False # compute activations twice rather than keep them: a third slower, much less memory
-    compile: bool = False                # let torch.compile fuse the model: minutes of waiting, then faster steps
+    compile: bool = False                # let torch.compile fuse the blocks: a minute of waiting, then faster steps
     max_minutes: float = 0.0             # make no more steps than fit into this time (0: no limit)
     log_every: int = 10                  # steps between two lines of log.jsonl
     eval_every: int = 200                # steps between two validations (0: only at the end)
@@ -370,7 +370,7 @@ class Run:
     config: Config
     model: GPT
     optimizers: list[torch.optim.Optimizer]
-    forward: nn.Module                   # the model, perhaps compiled, perhaps wrapped for several processes
+    forward: nn.Module                   # the model, perhaps wrapped for several processes
     tokenizer: Tokenizer
     shards: Shards                       # what it learns from
     val_shards: Shards | None            # what it is judged by, if there is any
@@ -453,9 +453,9 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     return run
 
 def wrapped(model: GPT, training: TrainingConfig, world: World) -> nn.Module:
-    """The model as it is called in a step: compiled if the config says so, and averaging its gradients over the processes."""
-    forward = torch.compile(model) if training.compile else model
-    return DistributedDataParallel(forward) if world.size > 1 else forward
+    """The model as it is called in a step: blocks compiled if the config says so, and gradients averaged over the processes."""
+    if training.compile: model.compile_blocks()
+    return DistributedDataParallel(model) if world.size > 1 else model
 
 def describe(run: Run, reason: str) -> str:
     """What is about to happen, in two lines."""

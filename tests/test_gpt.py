@@ -2,6 +2,7 @@
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 
 import pytest
@@ -317,3 +318,31 @@ def test_the_loss_keeps_the_logits_once():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), torch.autocast("cpu", torch.bfloat16):
         linear_cross_entropy(x, head, torch.randint(400, (50,)))
     assert [t.dtype for t in kept if t.numel() == 50 * 400] == [torch.bfloat16]
+
+
+# compiled blocks
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_one_program_for_all_blocks(monkeypatch, recompute: bool):
+    """Compiled, the model learns as before, from a single program; its names stay, and where nothing is learned it is called as it is."""
+    counts = torch._dynamo.utils.counters
+    torch._dynamo.reset(), counts.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    model, x, y = GPT(ModelConfig(5, 32, 4, 2, 64, 97, 64)), *torch.randint(97, (2, 3, 64))
+    model.checkpoint_activations = recompute
+
+    def learned() -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = model(x, y)
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters())]
+
+    plain, names = learned(), list(model.state_dict())
+    model.compile_blocks()
+    torch.testing.assert_close(learned(), plain, rtol=1e-4, atol=1e-6)
+    assert counts["stats"]["unique_graphs"] == 1 and list(model.state_dict()) == names
+    with torch.no_grad(): model(x, y)
+    model.eval()
+    model(x, cache=model.make_cache(3))
+    assert counts["stats"]["unique_graphs"] == 1
