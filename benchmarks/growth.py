@@ -82,7 +82,7 @@ def foretell(point: dict, speed: float) -> dict:
 
     config = config_of(point)
     bf16 = config.training.precision == "bf16"
-    dtype, rows = (torch.bfloat16 if bf16 else torch.float32), config.training.batch_size * config.model.seq_len
+    dtype, rows = (torch.bfloat16 if bf16 else torch.float32), config.tokens_per_step
     played, rate = rehearse(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype)
     paper = count_step(config.model, config.training.batch_size, width=dtype.itemsize)
     memory = step_memory(played, True, bf16)

@@ -228,7 +228,7 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     fields = {name: value for name, value in settings.items() if name != "plain"}
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
-    tokens = config.training.batch_size * config.model.seq_len
+    tokens = config.tokens_per_step
     torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
     torchs_loss = lambda x, head, targets: F.cross_entropy(F.linear(x, head).float(), targets)
     plain = {"attention": ("llm_course.attention.attention_in_blocks", torchs_attention),

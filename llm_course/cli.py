@@ -864,8 +864,8 @@ def show_results(checkpoint: object, root: Path) -> None:
     packed = Manifest.load(root / "shards").splits["train"]
     density = sum(shard.tokens for shard in packed) / sum(shard.bytes for shard in packed)
     draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png")
-    model, training = checkpoint.config.model, checkpoint.config.training
-    click.echo(table({"parameters": model.n_params, "tokens seen": checkpoint.step * training.batch_size * model.seq_len,
+    config = checkpoint.config
+    click.echo(table({"parameters": config.model.n_params, "tokens seen": checkpoint.step * config.tokens_per_step,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
                       "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
 
@@ -888,8 +888,7 @@ ENOUGH = 4_000_000  # tokens: with so many, three of four of the demo's stories 
 
 def more_time(checkpoint: object) -> str | None:
     "What to say where the clock ended training long before ENOUGH tokens; None elsewhere."
-    model, training = checkpoint.config.model, checkpoint.config.training
-    seen = checkpoint.step * training.batch_size * model.seq_len
+    training, seen = checkpoint.config.training, checkpoint.step * checkpoint.config.tokens_per_step
     if not training.max_minutes or checkpoint.step >= training.max_steps or seen > 0.8 * ENOUGH:
         return None
     minutes = math.ceil(training.max_minutes * ENOUGH / seen)

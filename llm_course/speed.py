@@ -368,7 +368,7 @@ class Plan:
     @property
     def tokens_per_second(self) -> float:
         "Of all devices together."
-        return self.config.training.batch_size * self.config.model.seq_len / self.seconds
+        return self.config.tokens_per_step / self.seconds
 
     @property
     def days(self) -> float:

@@ -145,6 +145,11 @@ class Config:
     model: ModelConfig
     training: TrainingConfig
 
+    @property
+    def tokens_per_step(self) -> int:
+        """What a step trains on, in all processes together."""
+        return self.training.batch_size * self.model.seq_len
+
 # %% ../nbs/06_training.ipynb #6c41fed4
 MAX_JSON = 2**26   # bytes: no config and no manifest has a hundredth of that
 
@@ -459,7 +464,7 @@ def wrapped(model: GPT, training: TrainingConfig, world: World) -> nn.Module:
 
 def describe(run: Run, reason: str) -> str:
     """What is about to happen, in two lines."""
-    training, tokens = run.config.training, run.config.training.batch_size * run.config.model.seq_len
+    training, tokens = run.config.training, run.config.tokens_per_step
     processes = f" on {run.world.size} processes" if run.world.size > 1 else ""
     passes = training.batch_size * training.max_steps / len(run.shards)
     return (f"{run.config.model.n_params / 1e6:,.2f}M parameters on {run.device}{processes}, products in"
@@ -616,8 +621,7 @@ def facts(run: Run) -> dict:
     """What a reader of the model will ask: how it was made, from how much text, and how much of that it has seen."""
     counts = lambda shards: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")}
     data = {split: counts(shards) for split, shards in run.shards.manifest.splits.items()}
-    seen = run.step * run.config.training.batch_size * run.config.model.seq_len
-    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": seen,
+    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": run.step * run.config.tokens_per_step,
             "parameters": run.config.model.n_params, "machine": machine(run)}
 
 def machine(run: Run) -> dict[str, object]:
@@ -1003,7 +1007,7 @@ class Reporter:
 
     def stepped(self, loss: float, norm: float, seconds: float) -> None:
         """A step is done: move the bar, and now and then write a line."""
-        training, tokens = self.run.config.training, self.run.config.training.batch_size * self.run.config.model.seq_len
+        training, tokens = self.run.config.training, self.run.config.tokens_per_step
         self.unlogged.append(seconds)
         speed = tokens * len(self.unlogged) / sum(self.unlogged)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
