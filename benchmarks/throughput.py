@@ -34,14 +34,14 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
 
     device = training.pick_device()
     if device.type == "cpu": training.keep_memory()
-    config = training.TrainingConfig(batch_size=batch, compile=compiled)
+    config = training.TrainingConfig(batch_size=batch)
     model = GPT(ModelConfig(layers, width, heads, heads, hidden, vocab, length)).to(device)
-    forward = training.wrapped(model, config, training.World())
+    if compiled: model.compile_blocks()
     optimizers = training.make_optimizers(model, config, torch.bfloat16)
     autocast = lambda: torch.autocast(device.type, torch.bfloat16)
 
     def step(x: torch.Tensor, y: torch.Tensor) -> float:
-        loss = training.accumulate(forward, x, y, batch, autocast)
+        loss = training.accumulate(model, x, y, batch, autocast)
         training.clip_gradients(model, config.grad_clip)
         for optimizer in optimizers:
             optimizer.step()

@@ -715,6 +715,5 @@ d = { 'settings': { 'branch': 'main',
                                      'llm_course.training.verify_file': ('training.html#verify_file', 'llm_course/training.py'),
                                      'llm_course.training.weight_files': ('training.html#weight_files', 'llm_course/training.py'),
                                      'llm_course.training.what_fits': ('training.html#what_fits', 'llm_course/training.py'),
-                                     'llm_course.training.wrapped': ('training.html#wrapped', 'llm_course/training.py'),
                                      'llm_course.training.write_folder': ('training.html#write_folder', 'llm_course/training.py'),
                                      'llm_course.training.write_synced': ('training.html#write_synced', 'llm_course/training.py')}}}

@@ -8,7 +8,7 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part', 'make_config', 'config_names',
            'config_path', 'load_config', 'kind_of', 'make_optimizers', 'learning_rate', 'accumulate', 'pick_device',
            'pick_precision', 'keep_memory', 'World', 'meeting_place', 'joined_world', 'Run', 'open_shards', 'start_run',
-           'wrapped', 'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate',
+           'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate',
            'first_not_finite', 'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes',
            'write_synced', 'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune',
            'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged',
@@ -450,17 +450,14 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     if first: model.load_state_dict(first.model.state_dict())
     elif config.training.copying: model.begin_copying(config.training.copying)
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
+    if config.training.compile: model.compile_blocks()
     precision, reason = pick_precision(config.training.precision, device)
-    optimizers, forward = make_optimizers(model, config.training, precision), wrapped(model, config.training, world)
+    optimizers = make_optimizers(model, config.training, precision)
+    forward = DistributedDataParallel(model) if world.size > 1 else model   # which averages the gradients of the processes
     run = Run(config, model, optimizers, forward, tokenizer, train_shards, val_shards, device, precision, world,
               config.training.max_steps, [command] if command else [], origin)
     say(describe(run, reason))
     return run
-
-def wrapped(model: GPT, training: TrainingConfig, world: World) -> nn.Module:
-    """The model as it is called in a step: blocks compiled if the config says so, and gradients averaged over the processes."""
-    if training.compile: model.compile_blocks()
-    return DistributedDataParallel(model) if world.size > 1 else model
 
 def describe(run: Run, reason: str) -> str:
     """What is about to happen, in two lines."""

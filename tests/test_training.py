@@ -344,6 +344,13 @@ def overflow(run) -> None:
     with torch.no_grad(): run.model.model.layers[1].mlp.up_proj.weight[0] = 3e38
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_config_says_whether_blocks_are_compiled(shards, compile: bool):
+    """The flag reaches the model that a run trains; nothing is compiled before its first step."""
+    run = start_run(tiny(shards, compile=compile), shards, CPU, say=quiet)
+    assert len(run.model.compiled_blocks) == (run.config.model.n_layers if compile else 0)
+
+
 def test_a_step_whose_loss_is_no_number_is_skipped(shards):
     """Nothing is learned from it, it is counted, and its batch does not come again."""
     run = start_run(tiny(shards), shards, CPU, say=quiet)
