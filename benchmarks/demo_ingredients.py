@@ -18,6 +18,7 @@ ROWS = {  # what is left out: the settings that leave it out
     "copying": {"copying": 0.0},
     "Muon and copying": {"muon_lr": 0.0, "copying": 0.0},
     "sequences that begin with a tale": {"align": False},
+    "sequences that end with a tale": {"filled": True},
     "the table's own rate": {"table_lr": 1.0},
     "memory that is kept": {"keep_memory": False},
 }
@@ -33,6 +34,7 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
     torch.set_num_threads(threads)
     settings = dict(ROWS[row])
     if not settings.pop("keep_memory", True): training.keep_memory = lambda: None
+    if settings.pop("filled", False): training.Shards = filled_shards()
     config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
                                            "eval_every": 0, "log_every": 5, **settings})
     with tempfile.TemporaryDirectory() as out:
@@ -43,6 +45,20 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, tales)
     return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.floor_bits) / len(tales), "gap": found.gap,
             "tokens_per_second": middle(speeds)}
+
+
+def filled_shards() -> type:
+    """Shards whose aligned sequences are filled with the beginning of the next tale, which comes again whole in the next sequence."""
+    from llm_course.packing import Shards
+
+    class Filled(Shards):
+        def __getitem__(self, i: int):
+            return self.read(self._cuts[i], self._cuts[i] + 1 + self.lengths([i])[0])
+
+        def lengths(self, rows):
+            return super().lengths(rows) if not self.aligned else (self.tokens - 1 - self._cuts[rows]).clip(max=self.seq_len)
+
+    return Filled
 
 
 def prepare(root: Path) -> None:

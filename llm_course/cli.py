@@ -853,7 +853,7 @@ def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Pat
     figure.savefig(path, dpi=120)
 
 # %% ../nbs/99_cli.ipynb #794468d5
-def show_results(checkpoint: object, root: Path) -> None:
+def show_results(checkpoint: object, seen: int, root: Path) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
@@ -864,13 +864,12 @@ def show_results(checkpoint: object, root: Path) -> None:
     packed = Manifest.load(root / "shards").splits["train"]
     density = sum(shard.tokens for shard in packed) / sum(shard.bytes for shard in packed)
     draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png")
-    config = checkpoint.config
-    click.echo(table({"parameters": config.model.n_params, "tokens seen": checkpoint.step * config.tokens_per_step,
+    click.echo(table({"parameters": checkpoint.config.model.n_params, "tokens seen": seen,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
                       "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
 
 
-CAREFUL = {"temperature": 1.0, "min_p": 0.2, "repetition_penalty": 1.2}  # no far-fetched word, and none again without need
+CAREFUL = {"temperature": 0.6, "min_p": 0.2, "repetition_penalty": 1.2}  # no far-fetched word, and none again without need
 
 
 def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
@@ -886,9 +885,9 @@ def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
 ENOUGH = 4_000_000  # tokens: with so many, three of four of the demo's stories were right
 
 
-def more_time(checkpoint: object) -> str | None:
+def more_time(checkpoint: object, seen: int) -> str | None:
     "What to say where the clock ended training long before ENOUGH tokens; None elsewhere."
-    training, seen = checkpoint.config.training, checkpoint.step * checkpoint.config.tokens_per_step
+    training = checkpoint.config.training
     if not training.max_minutes or checkpoint.step >= training.max_steps or seen > 0.8 * ENOUGH:
         return None
     minutes = math.ceil(training.max_minutes * ENOUGH / seen)
@@ -904,15 +903,16 @@ def more_time(checkpoint: object) -> str | None:
 @click.pass_context
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
-    from llm_course.training import load_checkpoint, load_config, pick_device, train_on_tales
+    from llm_course.training import load_checkpoint, load_config, pick_device, read_manifest, train_on_tales
     chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
     click.echo(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=click.echo,
                           fresh=fresh, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
     checkpoint.model.eval()
-    show_results(checkpoint, Path(root))
+    seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
+    show_results(checkpoint, seen, Path(root))
     show_stories(checkpoint, "Once upon a time")
-    if hint := more_time(checkpoint): click.echo(hint)
+    if hint := more_time(checkpoint, seen): click.echo(hint)
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
     click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

@@ -45,7 +45,7 @@ from tqdm import tqdm
 from .corpus import (Corpus, CourseError, atomic_write, did_you_mean, file_sha256, sync_folder, write_tales,
                                write_tales_corpus)
 from .gpt import GPT, ModelConfig
-from .packing import Shard, Shards, batch_indices, get_batch, sealed, write_shards
+from .packing import IGNORED, Shard, Shards, batch_indices, get_batch, sealed, stacked, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
 # %% ../nbs/06_training.ipynb #7ac45e17
@@ -104,7 +104,7 @@ class TrainingConfig:
     """How a run learns: every knob there is, each of them also a flag of `llm-course train`."""
     batch_size: int = 32                 # sequences in one step: all processes and all micro batches together
     micro_batch_size: int = 0            # sequences that one process holds in memory at once (0: its whole share)
-    align: bool = False                  # let sequences begin where documents begin: some tokens are then read twice
+    align: bool = False                  # let sequences begin and end where documents do, shorter than seq_len if need be
     max_steps: int = 1000                # steps of the optimizer
     lr: float = 1e-3                     # learning rate at its height
     table_lr: float = 1.0                # learning rate of the token table, as a multiple of lr
@@ -147,7 +147,7 @@ class Config:
 
     @property
     def tokens_per_step(self) -> int:
-        """What a step trains on, in all processes together."""
+        """What a step trains on, at the most, in all processes together."""
         return self.training.batch_size * self.model.seq_len
 
 # %% ../nbs/06_training.ipynb #6c41fed4
@@ -272,17 +272,17 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 # %% ../nbs/06_training.ipynb #21bc4b47
 def accumulate(model: nn.Module, x: Tensor, y: Tensor, micro_batch_size: int,
-               autocast: Callable[[], AbstractContextManager] = nullcontext) -> Tensor:
+               autocast: Callable[[], AbstractContextManager] = nullcontext, targets: float = 0) -> Tensor:
     """Add to the parameters the gradient of the mean loss over a batch x, y (B, T) of token ids, a micro batch at a time.
 
-    Returns that loss. Each part counts by its share of the rows, so k parts give the gradient of the whole batch, at the
-    memory of one. Several processes exchange gradients once, with the last part."""
-    total = torch.zeros((), device=x.device)
+    Returns that loss. Each part counts by its share of the targets, so k parts give the gradient of the whole batch, at the
+    memory of one. Several processes exchange gradients once, with the last part; `targets` is then how many one has on average."""
+    total, targets = torch.zeros((), device=x.device), targets or (y != IGNORED).sum()
     parts = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
     for i, (part_x, part_y) in enumerate(parts):
         waits = i + 1 < len(parts) and isinstance(model, DistributedDataParallel)
         with model.no_sync() if waits else nullcontext():
-            with autocast(): loss = model(part_x, part_y) * (len(part_x) / len(x))
+            with autocast(): loss = model(part_x, part_y) * ((part_y != IGNORED).sum() / targets)
             loss.backward()
         total += loss.detach()
     return total
@@ -401,6 +401,16 @@ class Run:
         return self.config.training.batch_size // self.world.size
 
     @property
+    def batch_rows(self) -> np.ndarray:
+        """The sequences of the next step's batch, of all processes together."""
+        return batch_indices(len(self.shards), self.config.training.batch_size, self.config.training.seed, self.step)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """What a step trains on, in all processes together: the mean, where sequences differ in length."""
+        return self.config.training.batch_size * self.shards.mean_length
+
+    @property
     def micro_batch_size(self) -> int:
         """Sequences that go through the model together."""
         return min(self.rows, self.config.training.micro_batch_size or self.rows)
@@ -461,11 +471,11 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
 
 def describe(run: Run, reason: str) -> str:
     """What is about to happen, in two lines."""
-    training, tokens = run.config.training, run.config.tokens_per_step
+    training, tokens = run.config.training, run.tokens_per_step
     processes = f" on {run.world.size} processes" if run.world.size > 1 else ""
     passes = training.batch_size * training.max_steps / len(run.shards)
     return (f"{run.config.model.n_params / 1e6:,.2f}M parameters on {run.device}{processes}, products in"
-            f" {dtype_name(run.precision)}: {reason}.\n{training.max_steps:,} steps of {tokens:,} tokens make"
+            f" {dtype_name(run.precision)}: {reason}.\n{training.max_steps:,} steps of {round(tokens):,} tokens make"
             f" {passes:,.1f} passes over {run.shards.tokens:,} tokens.")
 
 def silent(text: str) -> None:
@@ -480,8 +490,8 @@ def train_step(run: Run) -> tuple[float, float]:
     """Learn from the next batch. Returns its loss in nats per token and the length of its gradient before clipping.
 
     Where one of them is no finite number, nothing is learned, and the step counts as skipped."""
-    training = run.config.training
-    loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast))
+    training, targets = run.config.training, run.shards.lengths(run.batch_rows).sum() / run.world.size
+    loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast, targets))
     norm = clip_gradients(run.model, training.grad_clip)
     sound = math.isfinite(loss + norm)
     rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
@@ -508,14 +518,14 @@ def next_batch(run: Run) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def validate(run: Run) -> float:
     """Mean loss in nats per token on `eval_sequences` sequences of the validation split, spread evenly, always the same ones."""
-    n = min(len(run.val_shards), run.config.training.eval_sequences)
-    chosen = np.linspace(0, len(run.val_shards) - 1, n).round().astype(int)[run.world.rank::run.world.size]
-    total = 0.0
-    for start in range(0, len(chosen), run.micro_batch_size):
-        ids = np.stack([run.val_shards[i] for i in chosen[start:start + run.micro_batch_size]])
-        rows = torch.as_tensor(ids, device=run.device)
-        with run.autocast(): total += run.model(rows[:, :-1], rows[:, 1:]).item() * len(rows)
-    return run.world.mean(torch.tensor(total, device=run.device)) * run.world.size / n
+    shards, n = run.val_shards, min(len(run.val_shards), run.config.training.eval_sequences)
+    chosen = np.linspace(0, len(shards) - 1, n).round().astype(int)
+    mine, total = chosen[run.world.rank::run.world.size], 0.0
+    for start in range(0, len(mine), run.micro_batch_size):
+        batch = stacked([shards[i] for i in mine[start:start + run.micro_batch_size]], shards.seq_len)
+        x, y = (torch.as_tensor(ids, device=run.device) for ids in batch)
+        with run.autocast(): total += run.model(x, y).item() * (y != IGNORED).sum().item()
+    return run.world.mean(torch.tensor(total, device=run.device)) * run.world.size / int(shards.lengths(chosen).sum())
 
 # %% ../nbs/06_training.ipynb #fa010004
 MAX_SKIPPED = 3   # after so many bad steps in a row, the run stops
@@ -534,10 +544,9 @@ def first_not_finite(run: Run, x: Tensor, y: Tensor) -> str | None:
 
 def fault(run: Run, last_good: Path | None) -> CourseError:
     """Why a run that skipped too many steps in a row stops: the step, the batch's documents, the part that went bad."""
-    training, run.step = run.config.training, run.step - 1
+    run.step -= 1
     where = next(filter(None, run.world.gathered(first_not_finite(run, *next_batch(run)))), "nothing that happens twice")
-    rows = batch_indices(len(run.shards), training.batch_size, training.seed, run.step)
-    documents = sorted({j for i in rows for j in run.shards.documents_in(int(i))})
+    documents = sorted({j for i in run.batch_rows for j in run.shards.documents_in(int(i))})
     shown = ", ".join(map(str, documents[:10])) + (", …" if len(documents) > 10 else "")
     return CourseError(f"{MAX_SKIPPED} steps in a row had no finite loss or gradient, up to step {run.step + 1}. First to go bad is"
                        f" {where}. The batch is of the documents {shown} of {run.shards.folder}. The last good checkpoint is"
@@ -618,7 +627,7 @@ def facts(run: Run) -> dict:
     """What a reader of the model will ask: how it was made, from how much text, and how much of that it has seen."""
     counts = lambda shards: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")}
     data = {split: counts(shards) for split, shards in run.shards.manifest.splits.items()}
-    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": run.step * run.config.tokens_per_step,
+    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": round(run.step * run.tokens_per_step),
             "parameters": run.config.model.n_params, "machine": machine(run)}
 
 def machine(run: Run) -> dict[str, object]:
@@ -1004,7 +1013,7 @@ class Reporter:
 
     def stepped(self, loss: float, norm: float, seconds: float) -> None:
         """A step is done: move the bar, and now and then write a line."""
-        training, tokens = self.run.config.training, self.run.config.tokens_per_step
+        training, tokens = self.run.config.training, self.run.tokens_per_step
         self.unlogged.append(seconds)
         speed = tokens * len(self.unlogged) / sum(self.unlogged)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
@@ -1017,7 +1026,7 @@ class Reporter:
             self.write(spike=loss, usual_loss=self.run.usual_loss)
         if self.run.step == 1 or self.run.due(training.log_every):
             lr = self.run.optimizers[0].param_groups[0]["lr"]
-            self.write(loss=loss, lr=lr, grad_norm=norm, tokens=self.run.step * tokens, tokens_per_second=round(speed))
+            self.write(loss=loss, lr=lr, grad_norm=norm, tokens=round(self.run.step * tokens), tokens_per_second=round(speed))
             self.unlogged.clear()
 
     def tell(self, text: str) -> None:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from llm_course import packing
 from llm_course.corpus import CourseError, held_out, tales, write_tales
 from llm_course.packing import (
+    IGNORED,
     Manifest,
     Shards,
     TokenFiles,
@@ -105,25 +106,24 @@ def test_every_token_once(tmp_path_factory, train, val, shard_tokens, seq_len):
     seq_len=st.integers(1, 50),
 )
 def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
-    """They begin where documents begin, but for the end of the stream and documents longer than one; no token is left out."""
+    """They end where documents end, as many as fit, but for documents longer than one; every token is a target once."""
     documents = ["x" * length for length in lengths]
     stream = stream_of(documents)
+    out = tmp_path_factory.mktemp("aligned") / "s"
     if len(stream) <= seq_len:
         return
-    out = tmp_path_factory.mktemp("aligned") / "s"
     write_shards(documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens)
     shards = Shards(out, align=True)
-    begins = shards._begins.tolist()
-    assert [shards[i].tolist() for i in range(len(shards))] == [stream[b : b + seq_len + 1] for b in begins]
-    assert {at for b in begins for at in range(b, b + seq_len + 1)} == set(range(len(stream)))
-    assert begins == sorted(set(begins))
-    for before, begin in itertools.pairwise(begins[:-1] if begins[-1] == len(stream) - seq_len - 1 else begins):
-        assert stream[begin] == TOKENIZER.eos_id or begin == before + seq_len
-        assert TOKENIZER.eos_id not in stream[begin + 1 : before + seq_len + 1], "a document of which more was seen comes again"
-    starts = np.cumsum([0] + [len(stream_of([document])) for document in documents])
-    for i, begin in enumerate(begins):
-        shown = {int(np.searchsorted(starts, at, "right")) - 1 for at in range(begin, begin + seq_len + 1)}
-        assert shown == set(shards.documents_in(i))
+    ends = np.cumsum([len(stream_of([document])) for document in documents]) - 1  # where each `</s>` stands
+    at = 0
+    for i in range(len(shards)):
+        length = int(shards.lengths([i])[0])
+        assert shards[i].tolist() == stream[at : at + length + 1] and 1 <= length <= seq_len
+        fitting = [end for end in ends if at < end <= at + seq_len]
+        assert at + length == (fitting[-1] if fitting else at + seq_len)
+        assert set(shards.documents_in(i)) == set(np.searchsorted(ends, np.arange(at, at + length + 1)).tolist())
+        at += length
+    assert at == len(stream) - 1 and shards.mean_length == at / len(shards)
 
 
 def test_number_of_shards_does_not_matter(tmp_path):
@@ -251,6 +251,25 @@ def test_order_is_well_shuffled():
         table[np.arange(n), shuffled(np.arange(n), n, 7, epoch)] += 1
     chi2, freedom = ((table - epochs / n) ** 2 / (epochs / n)).sum(), (n - 1) ** 2
     assert abs(chi2 - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(0, 60), min_size=10, max_size=30), batch_size=st.integers(1, 6), seed=st.integers(0, 2**63),
+       seq_len=st.integers(1, 80))
+def test_aligned_batches(tmp_path_factory, lengths, batch_size, seed, seq_len):
+    """A batch has the sequences that batch_indices names, the shortest first; what fills them up is ignored."""
+    out = tmp_path_factory.mktemp("aligned") / "s"
+    write_shards(["x" * length for length in lengths], TOKENIZER, out, val_documents=[], seq_len=seq_len)
+    shards = Shards(out, align=True)
+    if shards.tokens <= seq_len:
+        return
+    for step in range(4):
+        x, y = get_batch(shards, step, batch_size, seed)
+        assert x.shape == y.shape == (batch_size, seq_len)
+        sequences = sorted((shards[int(i)].tolist() for i in batch_indices(len(shards), batch_size, seed, step)), key=len)
+        for sequence, inputs, targets in zip(sequences, x, y):
+            assert inputs.tolist() == (sequence + [0] * seq_len)[:seq_len]
+            assert targets.tolist() == sequence[1:] + [IGNORED] * (seq_len + 1 - len(sequence))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])

@@ -98,6 +98,7 @@ def told(path: Path) -> list[dict]:
     {"precision": "fp32", "checkpoint_activations": True, "log_every": 3, "eval_every": 4},
     {"precision": "fp32", "muon_lr": 7.0},
     {"precision": "bf16", "muon_lr": 7.0, "table_lr": 3.0, "micro_batch_size": 2},
+    {"precision": "fp32", "align": True},
 ], ids=str)
 def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
     """A run that dies after step 10 and is resumed ends with the weights, optimizer, random state and log of one that did not."""
@@ -315,12 +316,12 @@ def losses(out: Path) -> np.ndarray:
     return np.array([entry["loss"] for entry in read_log(out) if "loss" in entry])
 
 
-@pytest.mark.parametrize("muon_lr", [0.0, 7.0])
+@pytest.mark.parametrize("fields", [{}, {"muon_lr": 7.0}, {"align": True}], ids=str)
 @pytest.mark.parametrize("micro", [1, 3, 4])
-def test_micro_batches_are_one_batch(micro, muon_lr, shards, tmp_path):
-    """k micro batches give the losses of one batch, also when the last is smaller."""
-    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, muon_lr=muon_lr), shards, tmp_path / "one")
-    many = run_quietly(tiny(shards, batch_size=8, max_steps=20, muon_lr=muon_lr, micro_batch_size=micro), shards, tmp_path / "many")
+def test_micro_batches_are_one_batch(micro, fields, shards, tmp_path):
+    """k micro batches give the losses of one batch, also when the last is smaller, or sequences differ in length."""
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, **fields), shards, tmp_path / "one")
+    many = run_quietly(tiny(shards, batch_size=8, max_steps=20, micro_batch_size=micro, **fields), shards, tmp_path / "many")
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
     assert many.val_loss == pytest.approx(one.val_loss, rel=1e-5)
 
@@ -561,32 +562,31 @@ def test_config_changes():
 # Several processes
 
 SCRIPT = """
-import sys
+import json, sys
 from llm_course.training import load_config, train
-shards, out, micro, resume = sys.argv[1:5]
-config = load_config("tiny", {"precision": "fp32", "log_every": 1, "batch_size": 8, "micro_batch_size": micro, "max_steps": sys.argv[5],
-                              "save_every": 10, "vocab_size": sys.argv[6], "muon_lr": sys.argv[7]})
-train(config, shards, out, resume=resume == "resume", device="cpu", progress=False)
+shards, out, resume, fields = sys.argv[1:]
+train(load_config("tiny", json.loads(fields)), shards, out, resume=resume == "resume", device="cpu", progress=False)
 """
 
 
-def torchrun(shards: Path, out: Path, *, processes: int = 2, micro: int = 0, resume: bool = False, max_steps: int = 20,
-             muon_lr: float = 0.0) -> str:
-    """Train under torchrun, as a user would start it; what it said."""
+def torchrun(shards: Path, out: Path, *, processes: int = 2, resume: bool = False, **fields) -> str:
+    """Train the tiny config under torchrun, as a user would start it; what it said."""
     script = out.with_name("train_tiny.py")
     script.write_text(SCRIPT)
+    chosen = {"precision": "fp32", "log_every": 1, "batch_size": 8, "max_steps": 20, "save_every": 10,
+              "vocab_size": Tokenizer.load(shards).vocab_size, **fields}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script), str(shards),
-               str(out), str(micro), "resume" if resume else "fresh", str(max_steps), str(Tokenizer.load(shards).vocab_size), str(muon_lr)]
+               str(out), "resume" if resume else "fresh", json.dumps(chosen)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-@pytest.mark.parametrize("micro, muon_lr", [(0, 0.0), (1, 0.0), (0, 7.0)])
-def test_two_processes_are_one_run(micro, muon_lr, shards, tmp_path):
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 1}, {"muon_lr": 7.0}, {"align": True, "micro_batch_size": 3}], ids=str)
+def test_two_processes_are_one_run(fields, shards, tmp_path):
     """Two gloo processes at the same global batch: the losses of one process over 20 fp32 steps, within 1e-5, and one voice."""
-    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10, muon_lr=muon_lr), shards, tmp_path / "one")
-    said = torchrun(shards, tmp_path / "two", micro=micro, muon_lr=muon_lr)
+    one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10, **{**fields, "micro_batch_size": 0}), shards, tmp_path / "one")
+    said = torchrun(shards, tmp_path / "two", **fields)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     assert len(losses(tmp_path / "two")) == 20
     assert said.count("parameters on cpu") == 1 and "on 2 processes" in said
