@@ -272,15 +272,17 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 # %% ../nbs/06_training.ipynb #21bc4b47
 def accumulate(model: nn.Module, x: Tensor, y: Tensor, micro_batch_size: int,
-               autocast: Callable[[], AbstractContextManager] = nullcontext, targets: float = 0) -> Tensor:
+               autocast: Callable[[], AbstractContextManager] = nullcontext) -> Tensor:
     """Add to the parameters the gradient of the mean loss over a batch x, y (B, T) of token ids, a micro batch at a time.
 
     Returns that loss. Each part counts by its share of the targets, so k parts give the gradient of the whole batch, at the
-    memory of one. Several processes exchange gradients once, with the last part; `targets` is then how many one has on average."""
-    total, targets = torch.zeros((), device=x.device), targets or (y != IGNORED).sum()
+    memory of one. Several processes exchange gradients once, with the last part; a share is then of what each has on average."""
+    total, targets = torch.zeros((), device=x.device), (y != IGNORED).sum().float()
+    several = isinstance(model, DistributedDataParallel)
+    if several: dist.all_reduce(targets.div_(dist.get_world_size()))
     parts = list(zip(x.split(micro_batch_size), y.split(micro_batch_size)))
     for i, (part_x, part_y) in enumerate(parts):
-        waits = i + 1 < len(parts) and isinstance(model, DistributedDataParallel)
+        waits = i + 1 < len(parts) and several
         with model.no_sync() if waits else nullcontext():
             with autocast(): loss = model(part_x, part_y) * ((part_y != IGNORED).sum() / targets)
             loss.backward()
@@ -401,11 +403,6 @@ class Run:
         return self.config.training.batch_size // self.world.size
 
     @property
-    def batch_rows(self) -> np.ndarray:
-        """The sequences of the next step's batch, of all processes together."""
-        return batch_indices(len(self.shards), self.config.training.batch_size, self.config.training.seed, self.step)
-
-    @property
     def tokens_per_step(self) -> float:
         """What a step trains on, in all processes together: the mean, where sequences differ in length."""
         return self.config.training.batch_size * self.shards.mean_length
@@ -490,8 +487,8 @@ def train_step(run: Run) -> tuple[float, float]:
     """Learn from the next batch. Returns its loss in nats per token and the length of its gradient before clipping.
 
     Where one of them is no finite number, nothing is learned, and the step counts as skipped."""
-    training, targets = run.config.training, run.shards.lengths(run.batch_rows).sum() / run.world.size
-    loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast, targets))
+    training = run.config.training
+    loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast))
     norm = clip_gradients(run.model, training.grad_clip)
     sound = math.isfinite(loss + norm)
     rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
@@ -544,9 +541,10 @@ def first_not_finite(run: Run, x: Tensor, y: Tensor) -> str | None:
 
 def fault(run: Run, last_good: Path | None) -> CourseError:
     """Why a run that skipped too many steps in a row stops: the step, the batch's documents, the part that went bad."""
-    run.step -= 1
+    training, run.step = run.config.training, run.step - 1
     where = next(filter(None, run.world.gathered(first_not_finite(run, *next_batch(run)))), "nothing that happens twice")
-    documents = sorted({j for i in run.batch_rows for j in run.shards.documents_in(int(i))})
+    rows = batch_indices(len(run.shards), training.batch_size, training.seed, run.step)
+    documents = sorted({j for i in rows for j in run.shards.documents_in(int(i))})
     shown = ", ".join(map(str, documents[:10])) + (", …" if len(documents) > 10 else "")
     return CourseError(f"{MAX_SKIPPED} steps in a row had no finite loss or gradient, up to step {run.step + 1}. First to go bad is"
                        f" {where}. The batch is of the documents {shown} of {run.shards.folder}. The last good checkpoint is"
