@@ -56,7 +56,7 @@ def filled_shards() -> type:
             return self.read(self._cuts[i], self._cuts[i] + 1 + self.lengths([i])[0])
 
         def lengths(self, rows):
-            return super().lengths(rows) if not self.aligned else (self.tokens - 1 - self._cuts[rows]).clip(max=self.seq_len)
+            return (self.tokens - 1 - self._cuts[rows]).clip(max=self.seq_len)
 
     return Filled
 

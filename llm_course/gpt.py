@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 # %% ../nbs/05_gpt.ipynb #88208a26
 from .attention import Attention, KVCache, RMSNorm, as_autocast, rope_table, shape_checked
 from .corpus import CourseError
+from .packing import IGNORED
 
 # %% ../nbs/05_gpt.ipynb #092fadfd
 def _checked(name: str, kind: type, value: object) -> bool | int | float:
@@ -175,7 +176,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         logits, losses = F.linear(x, head), torch.empty(len(x), 1, device=x.device)
-        counts, index = (targets != -100)[:, None], targets.clamp(min=0)[:, None]
+        counts, index = (targets != IGNORED)[:, None], targets.clamp(min=0)[:, None]
         size = max(1, 2**19 // len(head), len(x) // 64)
         for part, at, loss in zip(*(whole.split(size) for whole in (logits, index, losses))):
             probs = F.softmax(part, dim=-1, dtype=torch.float32)
@@ -259,7 +260,8 @@ class GPT(nn.Module):
         start = 0 if cache is None else cache.length
         self.check(ids, start)
         if targets is not None:
-            ids, targets = (z[:, :self.places(targets)] for z in (ids, targets))
+            places = self.places(targets)
+            ids, targets = ids[:, :places], targets[:, :places]
         x = self.model.embed_tokens(ids)
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         cos, sin = (table.to(x.dtype) for table in rope_table(positions, self.config.head_dim, self.config.rope_theta))
@@ -280,7 +282,7 @@ class GPT(nn.Module):
         A multiple of 8, so that few shapes come up. All of them on a GPU, where looking would cost a wait, and where blocks
         are compiled, which every other shape would begin anew."""
         looks = targets.device.type == "cpu" and not self.compiled_blocks
-        counting = (targets != -100).any(0).nonzero() if looks else ()
+        counting = (targets != IGNORED).any(0).nonzero() if looks else ()
         return 8 * (int(counting[-1]) // 8 + 1) if len(counting) else targets.shape[1]
 
     @property

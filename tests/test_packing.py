@@ -109,9 +109,9 @@ def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
     """They end where documents end, as many as fit, but for documents longer than one; every token is a target once."""
     documents = ["x" * length for length in lengths]
     stream = stream_of(documents)
-    out = tmp_path_factory.mktemp("aligned") / "s"
     if len(stream) <= seq_len:
         return
+    out = tmp_path_factory.mktemp("aligned") / "s"
     write_shards(documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens)
     shards = Shards(out, align=True)
     ends = np.cumsum([len(stream_of([document])) for document in documents]) - 1  # where each `</s>` stands
