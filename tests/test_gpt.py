@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from llm_course.attention import ShapeError
+from llm_course.attention import ShapeError, rope_table
 from llm_course.corpus import CourseError
-from llm_course.gpt import GPT, HF_NAMES, ModelConfig, linear_cross_entropy
+from llm_course.gpt import GPT, HF_NAMES, Block, ModelConfig, linear_cross_entropy, thrifty
 
 SMALL = dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40, vocab_size=53, seq_len=16, head_dim=10)
 CONFIGS = {path.name.removesuffix(".json"): json.loads(path.read_text())
@@ -346,3 +347,21 @@ def test_one_program_for_all_blocks(monkeypatch, recompute: bool):
     model.eval()
     model(x, cache=model.make_cache(3))
     assert counts["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="torch 2.13 is the first to have it")
+def test_a_compiled_block_keeps_its_products_and_little_else():
+    """For the backward pass: seven tenths of what the compiler would keep by itself at the most. The products stay, and so the operations."""
+    torch._dynamo.reset()
+    block, x, tables = Block(config := ModelConfig(1, 64, 4, 4, 176, 97, 64)), torch.randn(2, 64, 64), rope_table(torch.arange(64), 16)
+
+    def cost(function) -> tuple[int, int]:
+        kept, own = {}, {p.data_ptr() for p in block.parameters()}
+        note = lambda t: t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t), t)[1], lambda t: t):
+            out = torch.compile(function, backend="aot_eager")(x, *tables)
+        with FlopCounterMode(display=False) as counter: out.sum().backward()
+        return sum(kept.values()), counter.get_total_flops()
+
+    (alone, operations), (thrifty_, same) = cost(block), cost(partial(thrifty, block))
+    assert thrifty_ <= 0.7 * alone and same == operations
