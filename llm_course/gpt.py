@@ -203,12 +203,13 @@ def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], ta
     return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets)
 
 # %% ../nbs/05_gpt.ipynb #thrifty2
-def thrifty(block: Block, *inputs: Tensor | KVCache | None) -> Float[Tensor, "B T C"]:
-    """`block(*inputs)`, for torch.compile to fuse, and to keep 7/10 of what it would by itself: cheap values are computed twice.
+def thrifty(block: Block, x: Float[Tensor, "B T C"], *others: Tensor | KVCache | None) -> Float[Tensor, "B T C"]:
+    """`block(x, *others)`, for torch.compile to fuse, and to keep less of it for the backward pass: cheap values are computed twice.
 
-    Before torch 2.13, which is the first to take such a wish, it keeps all."""
-    budget = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
-    with budget(0.7) if budget else nullcontext(): return block(*inputs)
+    Torch 2.13 is the first to take such a wish. For PyTorch's attention on a processor it has none: it takes that for cheap."""
+    wish = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
+    costly = x.device.type == "cpu" and x.shape[1] > 512
+    with wish(0.9) if wish and not costly else nullcontext(): return block(x, *others)
 
 # %% ../nbs/05_gpt.ipynb #c88b4b2e
 class GPT(nn.Module):
