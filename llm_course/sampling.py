@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler',
-           'product', 'by_vector', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out', 'Decoder',
-           'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate', 'write', 'stream_text', 'Draft']
+           'product', 'on_intel', 'by_vector', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out',
+           'Decoder', 'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate', 'write',
+           'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
 import codecs
 import math
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice, takewhile
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -128,9 +132,17 @@ def product(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]) -> Float
     return F.linear(x, weight)
 
 
+@cache
+def on_intel() -> bool:
+    "Whether this processor is one of Intel's: on others, Intel's library reads the matrix of `torch.mv` with a single thread."
+    names = platform.processor()  # says so on Windows
+    with suppress(OSError): names += Path("/proc/cpuinfo").read_text()  # and this on Linux
+    return "GenuineIntel" in names
+
+
 def by_vector(precision: str, batch: int) -> bool:
-    "Whether `product` is the way: for one row in float32."
-    return precision == "fp32" and batch == 1
+    "Whether `product` is the way: for one row in float32, on a processor of Intel's."
+    return precision == "fp32" and batch == 1 and on_intel()
 
 
 def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
