@@ -249,13 +249,15 @@ def random_model(shape: str, seed: int = 0) -> GPT:
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=15, deadline=None)
 @given(batch=st.integers(1, 9), pieces=st.lists(st.integers(1, 8), min_size=1, max_size=6).filter(lambda p: sum(p) <= CONTEXT),
-       seed=st.integers(0, 2**16))
-def test_a_decoder_gives_the_logits_of_the_model(shape, precision, batch, pieces, seed):
-    "However the text is cut into pieces, for every shape of model and number of samples."
+       seed=st.integers(0, 2**16), intel=st.booleans())
+def test_a_decoder_gives_the_logits_of_the_model(shape, precision, batch, pieces, seed, intel):
+    "However the text is cut into pieces, for every shape of model and number of samples, on whatever processor."
     if not can_pack(precision): pytest.skip(f"no library for {precision} here")
     model = random_model(shape)
     ids = torch.randint(97, (batch, sum(pieces)), generator=torch.Generator().manual_seed(seed))
-    decoder = Decoder(model, batch, precision)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "on_intel", lambda: intel)
+        decoder = Decoder(model, batch, precision)
     for piece in ids.split(pieces, dim=1):
         found = decoder.read(piece)
     with torch.no_grad(): exact = model(ids)[:, -1]
