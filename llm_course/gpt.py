@@ -206,7 +206,8 @@ def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], ta
 def thrifty(block: Block, x: Float[Tensor, "B T C"], *others: Tensor | KVCache | None) -> Float[Tensor, "B T C"]:
     """`block(x, *others)`, for torch.compile to fuse, and to keep less of it for the backward pass: cheap values are computed twice.
 
-    Torch 2.13 is the first to take such a wish. For PyTorch's attention on a processor it has none: it takes that for cheap."""
+    Torch 2.13 takes such a wish; older ones may know none, and keep all. Not where it would compute its own attention twice: on a
+    processor it takes that for cheap."""
     wish = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
     costly = x.device.type == "cpu" and x.shape[1] > 512
     with wish(0.9) if wish and not costly else nullcontext(): return block(x, *others)

@@ -352,7 +352,7 @@ def test_one_program_for_all_blocks(monkeypatch, recompute: bool, older: bool):
     assert counts["stats"]["unique_graphs"] == 1
 
 
-@pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="torch 2.13 is the first to have it")
+@pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="this torch does not have it; 2.13 does")
 def test_a_compiled_block_keeps_its_products_and_little_else():
     """For the backward pass: at most seven tenths of what the compiler would keep by itself. The products stay, and so the operations."""
     torch._dynamo.reset()
