@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table', 'RotaryFunction',
-           'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'causal_attention', 'KVCache',
-           'AttentionSizes', 'Attention']
+           'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'blocks_pay', 'causal_attention',
+           'KVCache', 'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -274,6 +274,11 @@ def attention_in_blocks(
     return BlockedAttention.apply(*parts).view(q.shape)
 
 # %% ../nbs/04_attention.ipynb #cf00cc6d
+def blocks_pay(device: torch.device, T: int) -> bool:
+    """Whether to learn from T positions in blocks: on a processor, PyTorch's kernel takes longer; for more, they keep too many weights."""
+    return device.type == "cpu" and 64 <= T <= 512
+
+
 @shape_checked
 def causal_attention(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]
@@ -283,8 +288,7 @@ def causal_attention(
     The T queries are the last T of the S positions that have keys. Each of the K key heads serves H / K query heads.
     """
     T, S = q.shape[2], k.shape[2]
-    # to learn on a processor, PyTorch's kernel takes longer; for more positions, blocks would keep too many weights
-    if 64 <= T == S <= 512 and q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
+    if T == S and blocks_pay(q.device, T) and q.requires_grad and torch.is_grad_enabled():
         return attention_in_blocks(q, k, v)
     if T == S:
         k, v = k.contiguous(), v.contiguous()  # as in transformers: on some processors a sum depends on where its terms lie

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/05_gpt.ipynb #88208a26
-from .attention import Attention, KVCache, RMSNorm, as_autocast, rope_table, shape_checked
+from .attention import Attention, KVCache, RMSNorm, as_autocast, blocks_pay, rope_table, shape_checked
 from .corpus import CourseError
 from .packing import IGNORED
 
@@ -209,7 +209,7 @@ def thrifty(block: Block, x: Float[Tensor, "B T C"], *others: Tensor | KVCache |
     Torch 2.13 takes such a wish; older ones may know none, and keep all. Not where it would compute its own attention twice: on a
     processor it takes that for cheap."""
     wish = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
-    costly = x.device.type == "cpu" and x.shape[1] > 512
+    costly = x.device.type == "cpu" and not blocks_pay(x.device, x.shape[1])
     with wish(0.9) if wish and not costly else nullcontext(): return block(x, *others)
 
 # %% ../nbs/05_gpt.ipynb #c88b4b2e
