@@ -13,7 +13,6 @@ import codecs
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice, takewhile
@@ -135,9 +134,8 @@ def product(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]) -> Float
 @cache
 def on_intel() -> bool:
     "Whether this processor is one of Intel's: on others, Intel's library reads the matrix of `torch.mv` with a single thread."
-    names = platform.processor()  # says so on Windows
-    with suppress(OSError): names += Path("/proc/cpuinfo").read_text()  # and this on Linux
-    return "GenuineIntel" in names
+    table = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (table.read_text() if table.exists() else platform.processor())
 
 
 def by_vector(precision: str, batch: int) -> bool:
