@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/05_gpt.ipynb #88208a26
-from .attention import Attention, KVCache, RMSNorm, as_autocast, blocks_pay, rope_table, shape_checked
+from .attention import POSITIONS_KEPT, Attention, KVCache, RMSNorm, as_autocast, blocks_pay, rope_table, shape_checked
 from .corpus import CourseError
 from .packing import IGNORED
 
@@ -206,11 +206,11 @@ def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], ta
 def thrifty(block: Block, x: Float[Tensor, "B T C"], *others: Tensor | KVCache | None) -> Float[Tensor, "B T C"]:
     """`block(x, *others)`, for torch.compile to fuse, and to keep less of it for the backward pass: cheap values are computed twice.
 
-    Torch 2.13 takes such a wish; older ones may know none, and keep all. Not where it would compute its own attention twice: on a
-    processor it takes that for cheap."""
-    wish = getattr(torch.autograd.graph, "region_activation_memory_budget", None)
-    costly = x.device.type == "cpu" and not blocks_pay(x.device, x.shape[1])
-    with wish(0.9) if wish and not costly else nullcontext(): return block(x, *others)
+    Torch 2.13 takes such a wish; older ones may know none, and keep all. Not on a processor where attention is torch's own, which it
+    takes for cheap there and would compute twice, or not compiled."""
+    wish, T = getattr(torch.autograd.graph, "region_activation_memory_budget", None), x.shape[1]
+    whole = x.device.type != "cpu" or blocks_pay(x.device, T) and T <= POSITIONS_KEPT
+    with wish(0.9) if wish and whole else nullcontext(): return block(x, *others)
 
 # %% ../nbs/05_gpt.ipynb #c88b4b2e
 class GPT(nn.Module):

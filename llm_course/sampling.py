@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .attention import KVCache, causal_attention, rope_table, shape_checked
+from .attention import KVCache, attention_in_blocks, causal_attention, rope_table, shape_checked
 from .corpus import CourseError
 from .gpt import GPT, Block
 from .tokenizer import Tokenizer
@@ -227,34 +227,35 @@ class Decoder:
         angles = weights.cos[self.cache.length : length], weights.sin[self.cache.length : length]
         x = F.embedding(ids, weights.embedding)
         for number, layer in enumerate(weights.layers):
-            heads = self.attend(number, layer, self.norm(x, layer.attention_norm), angles)
-            if number + 1 == len(weights.layers): x, heads = x[:, -1:], heads[:, -1:]  # nobody reads the others from here on
-            x = x + layer.out(heads)
+            asked = 1 if number + 1 == len(weights.layers) else ids.shape[1]  # nobody reads the others of the last layer
+            heads = self.attend(number, layer, self.norm(x, layer.attention_norm), angles, asked)
+            x = x[:, -asked:].add_(layer.out(heads))
             gate, up = layer.gate_up(self.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
+            x.add_(layer.down(F.silu(gate).mul_(up)))
         self.cache.advance(ids.shape[1])
         return weights.head(self.norm(x[:, -1], weights.norm)).float()
 
     def norm(self, x: Tensor, gain: Tensor) -> Tensor:
         "RMSNorm over the last dimension, in five calls: for a single token it is the calls that take the time."
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * (torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_() * gain)
+        return (x * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(gain)
 
     def turn(self, x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B H T D"]:
         "RoPE, as `apply_rope`; the first half of `sin` has its sign already."
-        return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
-    def attend(self, number: int, layer: DecoderLayer, x: Tensor, angles: tuple[Tensor, Tensor]) -> Float[Tensor, "B T HD"]:
-        "What the heads of a layer take from the positions so far, those of `x` included."
+    def attend(self, number: int, layer: DecoderLayer, x: Tensor, angles: tuple[Tensor, Tensor], asked: int) -> Float[Tensor, "B T HD"]:
+        "What the heads of a layer take from the positions so far, those of `x` included, for the newest `asked` of them."
         c = self.config
         qkv = layer.qkv(x).float().unflatten(-1, (-1, c.head_dim))
         qk, v = qkv.split([c.n_heads + c.n_kv_heads, c.n_kv_heads], dim=2)
         qk = self.turn(self.norm(qk, layer.qk_gains).transpose(1, 2), *angles)
         q, k = qk.split([c.n_heads, c.n_kv_heads], dim=1)
         k, v = self.cache.update(number, k, v.transpose(1, 2))
-        q = q.to(k.dtype)
-        if x.shape[1] > 1:
-            return causal_attention(q, k, v).transpose(1, 2).flatten(2)
+        q = q[:, :, -asked:].to(k.dtype)
+        if asked > 1:
+            attention = attention_in_blocks if q.shape[2] == k.shape[2] else causal_attention
+            return attention(q, k, v).transpose(1, 2).flatten(2)
         groups = q.view(len(q), c.n_kv_heads, -1, c.head_dim)  # of one key head: as if they were positions
         return F.scaled_dot_product_attention(groups, k, v).view(len(q), 1, -1)
 

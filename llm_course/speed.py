@@ -16,8 +16,10 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -224,11 +226,11 @@ class Rehearsal:
 
 
 @lru_cache(maxsize=64)
-def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1) -> Rehearsal:
+def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> Rehearsal:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 
     The model, `accumulate`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
-    is played and counted as often as it comes. What a kernel takes for itself is not seen; attention is that of a processor."""
+    is played and counted as often as it comes. What a kernel takes for itself is not seen. Off a processor, attention is PyTorch's."""
     training, rows = config.training, config.training.batch_size // devices
     size = min(rows, training.micro_batch_size or rows)
     times, ledger = math.ceil(rows / size), Ledger("weights")
@@ -239,7 +241,8 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
         ledger.tag = "passing"
         return loss
 
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
+    elsewhere = nullcontext() if on_cpu else patch("llm_course.attention.blocks_pay", lambda *_: False)
+    with elsewhere, torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
         model = GPT(config.model).train()
         model.checkpoint_activations = training.checkpoint_activations
         model.check, model.places = lambda *_: None, lambda targets: targets.shape[1]  # there are no numbers to look at
@@ -406,9 +409,9 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     @cache
     def need(size: int, recompute: bool) -> int:
         played = with_batch(config, size, devices, checkpoint_activations=recompute)
-        return sum(step_memory(rehearse(played, precision, devices), on_cpu, precision == torch.bfloat16).values())
+        return sum(step_memory(rehearse(played, precision, devices, on_cpu), on_cpu, precision == torch.bfloat16).values())
 
-    training, played = config.training, rehearse(config, precision, devices)
+    training, played = config.training, rehearse(config, precision, devices, on_cpu)
     found = step_memory(played, on_cpu, precision == torch.bfloat16)
     rows = training.batch_size // devices
     size, recompute = min(rows, training.micro_batch_size or rows), training.checkpoint_activations

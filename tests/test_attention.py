@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -353,7 +353,8 @@ def test_one_token_at_a_time_needs_no_mask_and_no_copy_of_the_cache():
 
 
 @settings(max_examples=25, deadline=None)
-@given(T=st.integers(64, 512), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=st.integers(0, 2**16))
+@example(T=1000, kv_heads=2, group=3, bf16=True, seed=0)
+@given(T=st.integers(64, 700), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=st.integers(0, 2**16))
 def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int, bf16: bool, seed: int):
     """Training on a processor: outputs and gradients of every length of a block, up to rounding; and the way is really taken."""
     torch.manual_seed(seed)
@@ -370,7 +371,7 @@ def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int,
 def test_attention_in_blocks_sees_no_future():
     """Not one bit of a result may depend on what comes after it, across the seams of blocks too."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(1, 2, 150, 8, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(1, heads, 150, 8, requires_grad=True) for heads in (4, 2, 2))
     whole = causal_attention(q, k, v)
     for t in (0, 62, 63, 64, 127, 128, 148):
         later = torch.arange(150)[:, None] > t

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from llm_course.attention import ShapeError, rope_table
+from llm_course.attention import POSITIONS_KEPT, ShapeError, rope_table
 from llm_course.corpus import CourseError
 from llm_course.gpt import GPT, HF_NAMES, Block, ModelConfig, linear_cross_entropy, thrifty
 
@@ -324,6 +324,14 @@ def test_the_loss_keeps_the_logits_once():
 # compiled blocks
 
 
+def bytes_kept(module: torch.nn.Module, call, *args) -> tuple[int, torch.Tensor]:
+    """What `call(*args)` keeps for the backward pass, beside the parameters of a module; and what it gives."""
+    kept, own = {}, {p.data_ptr() for p in module.parameters()}
+    note = lambda t: t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t), t)[1], lambda t: t): out = call(*args)
+    return sum(kept.values()), out
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("older", [False, True])
 def test_one_program_for_all_blocks(monkeypatch, recompute: bool, older: bool):
@@ -359,12 +367,25 @@ def test_a_compiled_block_keeps_its_products_and_little_else():
     block, x, tables = Block(config := ModelConfig(1, 64, 4, 4, 176, 97, 64)), torch.randn(2, 64, 64), rope_table(torch.arange(64), 16)
 
     def cost(function) -> tuple[int, int]:
-        kept, own = {}, {p.data_ptr() for p in block.parameters()}
-        note = lambda t: t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t), t)[1], lambda t: t):
-            with torch.autocast("cpu", torch.bfloat16): out = torch.compile(function, backend="aot_eager")(x, *tables)
+        with torch.autocast("cpu", torch.bfloat16): kept, out = bytes_kept(block, torch.compile(function, backend="aot_eager"), x, *tables)
         with FlopCounterMode(display=False) as counter: out.sum().backward()
-        return sum(kept.values()), counter.get_total_flops()
+        return kept, counter.get_total_flops()
 
     (alone, operations), (thrifty_, same) = cost(block), cost(partial(thrifty, block))
     assert thrifty_ <= 0.7 * alone and same == operations
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_many_positions_keep_grows_as_they_do(monkeypatch, compiled: bool):
+    """Beyond `POSITIONS_KEPT`, no attention weights stay for the backward pass, which would grow with the square; compiled neither."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def kept(T: int) -> int:
+        torch._dynamo.reset()
+        model, x = GPT(ModelConfig(1, 64, 4, 2, 176, 97, T)), torch.randint(97, (1, T))
+        if compiled: model.compile_blocks()
+        bytes_, loss = bytes_kept(model, model, x, x)
+        loss.backward()
+        return bytes_
+
+    assert kept(2 * POSITIONS_KEPT + 16) <= 2.05 * kept(POSITIONS_KEPT + 8)

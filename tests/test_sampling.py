@@ -235,10 +235,10 @@ SHAPES = {
 TOLERANCE = {"fp32": 1e-5, "bf16": 0.05, "fp16": 0.005}  # root mean square, of the logits' spread
 
 
-def random_model(shape: str, seed: int = 0) -> GPT:
+def random_model(shape: str, seed: int = 0, seq_len: int = CONTEXT) -> GPT:
     "Of weights so large that logits differ, gains included."
     torch.manual_seed(seed)
-    model = GPT(ModelConfig(**SHAPES[shape], vocab_size=97, seq_len=CONTEXT)).eval()
+    model = GPT(ModelConfig(**SHAPES[shape], vocab_size=97, seq_len=seq_len)).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(5) if weight.ndim == 2 else weight.uniform_(0.5, 2)
@@ -265,6 +265,19 @@ def test_a_decoder_gives_the_logits_of_the_model(shape, precision, batch, pieces
     with torch.no_grad(): exact = model(ids)[:, -1]
     assert found.dtype == torch.float32 and decoder.cache.length == sum(pieces)
     assert (found - exact).pow(2).mean().sqrt() <= TOLERANCE[precision] * exact.std()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_decoder_reads_a_long_prompt_as_the_model_does(shape, precision):
+    "Of several blocks of attention, the last one short; and goes on where it ends, with one token and with many."
+    if not can_pack(precision): pytest.skip(f"no library for {precision} here")
+    model, ids = random_model(shape, seq_len=600), torch.randint(97, (2, 600), generator=torch.Generator().manual_seed(1))
+    decoder, end = Decoder(model, 2, precision), 0
+    for piece in ids.split([450, 1, 149], dim=1):
+        found, end = decoder.read(piece), end + piece.shape[1]
+        with torch.no_grad(): exact = model(ids[:, :end])[:, -1]
+        assert (found - exact).pow(2).mean().sqrt() <= TOLERANCE[precision] * exact.std()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

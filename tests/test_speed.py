@@ -176,11 +176,12 @@ def test_any_small_shape_can_be_planned(layers: int, heads: int, rows: int, leng
     assert made.days == pytest.approx(10**9 / made.tokens_per_second / 86_400) and made.seconds > 0
 
 
-def test_the_time_on_a_device_is_its_sheet_times_the_share():
-    "Operations over the dense peak at the assumed share; twice the devices, half the days."
-    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "checkpoint_activations": False})
+@pytest.mark.parametrize("seq_len", [256, 2048])
+def test_the_time_on_a_device_is_its_sheet_times_the_share(seq_len: int):
+    "Operations over the dense peak at the assumed share, attention in full, as a GPU does it; twice the devices, half the days."
+    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False})
     made = plan(config, batch=4, device="h100")
-    played = rehearse(speed.with_batch(config, 4, 1), torch.bfloat16)
+    played = rehearse(speed.with_batch(config, 4, 1), torch.bfloat16, on_cpu=False)
     assert made.seconds == pytest.approx(played.operations / (989.4e12 * 0.4)) and made.tokens == 20 * config.model.n_params
     assert plan(config, batch=4, device="h100", devices=2).days == pytest.approx(made.days / 2)
     shared = plan(config, batch=4, device="h100", devices=2).memory
@@ -190,7 +191,7 @@ def test_the_time_on_a_device_is_its_sheet_times_the_share():
 
 def test_what_does_not_fit_is_told_what_does(monkeypatch: pytest.MonkeyPatch):
     "The advice is true: what it names fits, and it names checkpointing, or nothing, only where the rest fails."
-    config = small(batch_size=8, vocab_size=3000)
+    config = small(batch_size=8, n_layers=6, vocab_size=3000)
     need = lambda **how: plan(with_fields(config, **how), device="card").peak
     cases = {need(micro_batch_size=5): "--batch", need(micro_batch_size=1) - 1: "--checkpoint_activations true", 10**6: "not one"}
     for limit, word in cases.items():
