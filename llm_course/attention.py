@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
-           'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'uncompiled', 'attention_in_blocks',
-           'blocks_pay', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'blocks_pay',
+           'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -235,10 +235,13 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def blocks(q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], kept: Sequence[Tensor] = ()) -> Iterator[tuple[int, int, Tensor]]:
-        """Of each block of queries, the start, the end, and the weights (N, G block, end) on the keys that it sees."""
+        """Of each block of queries, the start, the end, and the weights (N, G block, end) on the keys that it sees.
+
+        The last one first: it sees most, and the memory that it frees has room for the others.
+        """
         G, T = q.shape[1:3]
         size = max(64, min(-(-T // 4), 384 // G))
-        for number, start in enumerate(range(0, T, size)):
+        for number, start in enumerate(reversed(range(0, T, size))):
             end = min(start + size, T)
             if not kept:
                 scores = q[:, :, start:end].flatten(1, 2) @ k[:, :end].mT
@@ -276,8 +279,8 @@ def as_autocast(x: Tensor) -> Tensor:
 
 # %% ../nbs/04_attention.ipynb #fcf1d1b6
 @torch.compiler.disable
-def uncompiled(*qkv: Tensor) -> Tensor:
-    """`BlockedAttention` apart from what torch.compile sees, which would find that weights come again, and keep them."""
+def _uncompiled(*qkv: Tensor) -> Tensor:
+    """`BlockedAttention` out of torch.compile's sight: it would find that the same weights come again, and keep them."""
     return BlockedAttention.apply(*qkv)
 
 
@@ -287,7 +290,7 @@ def attention_in_blocks(
     """`BlockedAttention` for heads, in the precision that autocast asks for."""
     k, v = (as_autocast(z).flatten(0, 1) for z in (k, v))
     q_of_k = as_autocast(q * q.shape[-1] ** -0.5).reshape(len(k), -1, *q.shape[2:])
-    blocked = BlockedAttention.apply if q.shape[2] <= POSITIONS_KEPT else uncompiled
+    blocked = BlockedAttention.apply if q.shape[2] <= POSITIONS_KEPT else _uncompiled
     return blocked(q_of_k, k, v).view(q.shape)
 
 # %% ../nbs/04_attention.ipynb #cf00cc6d

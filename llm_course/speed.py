@@ -291,8 +291,8 @@ def holes(rehearsal: Rehearsal) -> int:
     """Bytes that `keep_memory` holds at the highest and cannot use, between blocks that are in use. With glibc.
 
     A rule and no derivation, found by benchmarks/growth.py: a share of what comes and goes with each step; where activations are
-    computed twice, and little stays, as much as four of the largest blocks."""
-    if rehearsal.recomputed: return 4 * rehearsal.largest
+    computed twice, and little stays, three and a half times the largest block."""
+    if rehearsal.recomputed: return int(3.5 * rehearsal.largest)
     return int(0.45 * sum(rehearsal.memory.get(tag, 0) for tag in ("activations", "passing", "weights in bf16")))
 
 
