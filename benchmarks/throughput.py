@@ -6,12 +6,13 @@
 Each row is a process of its own, and rows take turns. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
 aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
 torch.compile. Peak memory is of the process; where the first step compiles, the compiler's own memory may be its peak.
-Results go to benchmarks/throughput.json; the table is printed."""
+Results go to benchmarks/throughput.json, which keeps what it has of other shapes; the table is printed."""
 import argparse
 import json
 import resource
 import time
 from functools import partial
+from pathlib import Path
 
 from common import in_process, middle, take_turns, write_results
 
@@ -141,7 +142,8 @@ def main() -> None:
         batch, length, _, _, width, _, hidden = SHAPES[args.shapes[0]]
         found = matrix_peak(batch * length, width, hidden) if args.row == "peak" else run_row(args.row, args.shapes[0], args.steps)
         return print(json.dumps(found))
-    results = {}
+    path = Path(__file__).with_suffix(".json")
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
     for shape in args.shapes:
         rows = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps)
                 for row in ["peak", *ROWS] if row.split(",")[0] in ["peak", *args.models]}
