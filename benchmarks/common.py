@@ -62,6 +62,12 @@ def installed(package: str) -> str | None:
         return None
 
 
+def read_results(script: str | Path, nothing: object) -> object:
+    """The results that lie beside a benchmark from the last time, or `nothing`."""
+    path = Path(script).with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else nothing
+
+
 def write_results(script: str | Path, results: object, *packages: str) -> None:
     """Write the JSON file beside a benchmark: its command as typed, the machine, the versions, the results."""
     path = Path(script)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import in_process, middle, take_turns, write_results
+from common import in_process, middle, read_results, take_turns, write_results
 
 SHORT = 16  # tokens of the short prompt
 OURS = {"ours, fp32": "fp32", "ours, bf16": "bf16", "ours, fp16 weights": "fp16"}
@@ -162,7 +162,7 @@ def main() -> None:
 
         rounds = take_turns({row: run(row) for row in (*OURS, *THEIRS)}, args.rounds)
         if args.add:
-            there = json.loads(Path(__file__).with_suffix(".json").read_text())["results"]["rounds"]
+            there = read_results(__file__, {})["rounds"]
             rounds = {row: there.get(row, []) + rounds[row] for row in rounds} | {NO_CACHE: there[NO_CACHE]}
         else:
             rounds |= take_turns({NO_CACHE: run(NO_CACHE)}, 1)  # once: it takes a minute

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from common import in_process, middle, write_results
+from common import in_process, middle, read_results, write_results
 
 BASE = {"config": "tiny", "precision": "fp32", "n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 384,
         "vocab_size": 1024, "seq_len": 256, "batch_size": 4}
@@ -169,9 +169,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.run: return print(json.dumps(run_point(json.loads(args.run), args.steps, args.threads)))
     if args.foretell: return print(json.dumps(foretell_all(json.loads(args.foretell), args.threads)))
-    path, results = Path(__file__).with_suffix(".json"), []
+    results = []
     kind = {"curves": "axis", "sizes": "size"}.get(args.only)
-    known = json.loads(path.read_text())["results"] if kind and path.exists() else []
+    known = read_results(__file__, []) if kind else []
     ask = lambda flag, what: in_process(__file__, flag, json.dumps(what), "--threads", args.threads, "--steps", args.steps)
     chosen = [each for each in points() if not kind or kind in each]
     for each, foretold in zip(chosen, ask("--foretell", [each["point"] for each in chosen])):
@@ -182,7 +182,7 @@ def main() -> None:
         print(*list(each.values()), "foretold, of memory and time measured:", *shares, file=sys.stderr, flush=True)
     results += [old for old in known if kind not in old]
     write_results(__file__, results)
-    if any("axis" in result for result in results): draw(results, path.with_suffix(".png"))
+    if any("axis" in result for result in results): draw(results, Path(__file__).with_suffix(".png"))
     print(table(results))
 
 

@@ -12,9 +12,8 @@ import json
 import resource
 import time
 from functools import partial
-from pathlib import Path
 
-from common import in_process, middle, take_turns, write_results
+from common import in_process, middle, read_results, take_turns, write_results
 
 SHAPES = {  # batch, sequence, vocabulary, layers, width, heads, hidden width of a gated MLP (GPT-2's has 3/2 of it and no gate)
     "125m-short": (4, 512, 50304, 12, 768, 12, 2048),
@@ -142,8 +141,7 @@ def main() -> None:
         batch, length, _, _, width, _, hidden = SHAPES[args.shapes[0]]
         found = matrix_peak(batch * length, width, hidden) if args.row == "peak" else run_row(args.row, args.shapes[0], args.steps)
         return print(json.dumps(found))
-    path = Path(__file__).with_suffix(".json")
-    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    results = read_results(__file__, {})
     for shape in args.shapes:
         rows = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps)
                 for row in ["peak", *ROWS] if row.split(",")[0] in ["peak", *args.models]}

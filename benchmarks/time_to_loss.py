@@ -28,7 +28,7 @@ from hashlib import sha256
 from pathlib import Path
 from unittest import mock
 
-from common import in_process, middle, write_results
+from common import in_process, middle, read_results, write_results
 
 TALES = 2_200       # make about a million characters
 LOOKS = 10          # points of a curve beside its end
@@ -329,8 +329,7 @@ def main() -> None:
     if args.row: return print(json.dumps(run_row(args)))
     from llm_course.training import load_config
 
-    path, short = Path(__file__).with_suffix(".json"), load_config("speedrun").training.max_steps
-    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    short, results = load_config("speedrun").training.max_steps, read_results(__file__, {})
     with tempfile.TemporaryDirectory() as root:
         prepare(Path(root), read(args.text))
         process = partial(in_process, __file__, "--text", args.text, "--root", root, "--threads", args.threads, "--row")
