@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
            'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'blocks_pay',
-           'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -299,6 +299,11 @@ def blocks_pay(device: torch.device, T: int) -> bool:
     return device.type == "cpu" and T >= 64
 
 
+def asks_in_groups(q: Tensor) -> bool:
+    """Whether PyTorch's kernels let several query heads ask one key head: on a GPU, only those of half precision do."""
+    return q.device.type != "cuda" or as_autocast(q).dtype != torch.float32
+
+
 @shape_checked
 def causal_attention(
     q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]
@@ -310,8 +315,11 @@ def causal_attention(
     T, S = q.shape[2], k.shape[2]
     if T == S and blocks_pay(q.device, T) and q.requires_grad and torch.is_grad_enabled():
         return attention_in_blocks(q, k, v)
+    if not asks_in_groups(q):
+        k, v = (z.repeat_interleave(q.shape[1] // z.shape[1], dim=1) for z in (k, v))
     if T == S:
-        k, v = k.contiguous(), v.contiguous()  # as in transformers: on some processors a sum depends on where its terms lie
+        if q.device.type == "cpu":
+            k, v = k.contiguous(), v.contiguous()  # as in transformers: on some processors a sum depends on where its terms lie
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)

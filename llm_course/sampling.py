@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler',
            'product', 'on_intel', 'by_vector', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out',
-           'Decoder', 'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate', 'write',
-           'stream_text', 'Draft']
+           'Decoder', 'GraphDecoder', 'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate',
+           'write', 'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
 import codecs
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .attention import KVCache, attention_in_blocks, causal_attention, rope_table, shape_checked
+from .attention import KVCache, attention_in_blocks, blocks_pay, causal_attention, rope_table, shape_checked
 from .corpus import CourseError
 from .gpt import GPT, Block
 from .tokenizer import Tokenizer
@@ -146,6 +146,9 @@ def by_vector(precision: str, batch: int) -> bool:
 def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
     "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which a `batch` of rows reads them."
     weight = torch.cat([weight.detach() for weight in weights])
+    if weight.is_cuda:
+        weight = weight.to(PRECISIONS[precision])  # whose libraries order nothing beforehand
+        return lambda x: F.linear(x.to(weight.dtype), weight)
     if precision == "fp16":
         halves = torch.ops.quantized.linear_prepack_fp16(weight, None)
         return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, halves)
@@ -186,7 +189,7 @@ class DecoderWeights:
         self.layers = [DecoderLayer(block, c.n_heads, c.n_kv_heads, precision, batch) for block in model.model.layers]
         self.embedding, self.norm = model.model.embed_tokens.weight.detach(), model.model.norm.weight.detach()
         self.head = packed(precision, batch, model.head)
-        self.cos, self.sin = rope_table(torch.arange(c.seq_len), c.head_dim, c.rope_theta)
+        self.cos, self.sin = rope_table(torch.arange(c.seq_len, device=self.norm.device), c.head_dim, c.rope_theta)
         self.sin[:, : c.head_dim // 2].neg_()
 
 # %% ../nbs/08_sampling.ipynb #gen00015
@@ -207,7 +210,7 @@ def lay_out(model: GPT, precision: str, batch: int) -> DecoderWeights:
 
 # %% ../nbs/08_sampling.ipynb #gen00017
 class Decoder:
-    """A GPT laid out to write on a processor, with its KV cache. In fp32 it gives `GPT.forward`'s logits up to rounding.
+    """A GPT laid out to write, with its KV cache. In fp32 it gives `GPT.forward`'s logits up to rounding.
 
     In bf16 the matrix products and the cache have that precision; in fp16 the weights of the matrices. The rest is float32.
     """
@@ -215,28 +218,43 @@ class Decoder:
     def __init__(self, model: GPT, batch: int, precision: str = "fp32"):
         self.weights, self.config, c = lay_out(model, precision, batch), model.config, model.config
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.eps = torch.tensor(c.norm_eps)
-        self.cache = KVCache(c.n_layers, batch, c.n_kv_heads, c.seq_len, c.head_dim, dtype=dtype)
+        device = self.weights.norm.device
+        self.eps = torch.tensor(c.norm_eps, device=device)
+        self.cache = KVCache(c.n_layers, batch, c.n_kv_heads, c.seq_len, c.head_dim, device, dtype)
 
     @shape_checked
-    @torch.no_grad()
-    @torch.autocast("cpu", enabled=False)
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         "The logits, in float32, of the token after `ids`, which go on where the cache ends; it grows by T."
-        weights, length = self.weights, self.cache.length + ids.shape[1]
-        angles = weights.cos[self.cache.length : length], weights.sin[self.cache.length : length]
-        x = F.embedding(ids, weights.embedding)
-        for number, layer in enumerate(weights.layers):
-            asked = 1 if number + 1 == len(weights.layers) else ids.shape[1]  # nobody reads the others of the last layer
-            heads = self.attend(number, layer, self.norm(x, layer.attention_norm), angles, asked)
-            x = x[:, -asked:].add_(layer.out(heads))
-            gate, up = layer.gate_up(self.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
-            x.add_(layer.down(F.silu(gate).mul_(up)))
+        positions = slice(self.cache.length, self.cache.length + ids.shape[1])
+        logits = self.through(ids, self.weights.cos[positions], self.weights.sin[positions])
         self.cache.advance(ids.shape[1])
-        return weights.head(self.norm(x[:, -1], weights.norm)).float()
+        return logits
+
+    @torch.no_grad()
+    def through(self, ids: Int[Tensor, "B T"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B V"]:
+        "All that is computed: `ids`, at the positions of these angles, go through every layer."
+        weights, x = self.weights, F.embedding(ids, self.weights.embedding)
+        with torch.autocast(x.device.type, enabled=False):
+            for number, layer in enumerate(weights.layers):
+                asked = 1 if number + 1 == len(weights.layers) else ids.shape[1]  # nobody reads the others of the last layer
+                x = self.step(number, layer, x, cos, sin, asked)
+            return weights.head(self.norm(x[:, -1], weights.norm)).float()
+
+    def step(self, number: int, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor, asked: int) -> Tensor:
+        "What a layer makes of the stream, for the newest `asked` positions, in place."
+        q, k, v = self.heads(layer, self.norm(x, layer.attention_norm), cos, sin)
+        return self.add_to(x[:, -asked:], layer, self.attend(number, q[:, :, -asked:], k, v))
+
+    def add_to(self, x: Float[Tensor, "B T C"], layer: DecoderLayer, taken: Float[Tensor, "B T HD"]) -> Float[Tensor, "B T C"]:
+        "The stream with what its positions took from each other, and what each makes of that by itself."
+        x.add_(layer.out(taken))
+        gate, up = layer.gate_up(self.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
+        return x.add_(layer.down(F.silu(gate).mul_(up)))
 
     def norm(self, x: Tensor, gain: Tensor) -> Tensor:
-        "RMSNorm over the last dimension, in five calls: for a single token it is the calls that take the time."
+        "RMSNorm over the last dimension, in few calls: for a single token it is the calls that take the time."
+        if x.is_cuda:
+            return F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps) * gain
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return (x * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(gain)
 
@@ -244,22 +262,89 @@ class Decoder:
         "RoPE, as `apply_rope`; the first half of `sin` has its sign already."
         return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
-    def attend(self, number: int, layer: DecoderLayer, x: Tensor, angles: tuple[Tensor, Tensor], asked: int) -> Float[Tensor, "B T HD"]:
-        "What the heads of a layer take from the positions so far, those of `x` included, for the newest `asked` of them."
+    def heads(self, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Queries (B, H, T, D), keys and values (B, K, T, D) of a layer, normed and turned."
         c = self.config
         qkv = layer.qkv(x).float().unflatten(-1, (-1, c.head_dim))
         qk, v = qkv.split([c.n_heads + c.n_kv_heads, c.n_kv_heads], dim=2)
-        qk = self.turn(self.norm(qk, layer.qk_gains).transpose(1, 2), *angles)
-        q, k = qk.split([c.n_heads, c.n_kv_heads], dim=1)
-        k, v = self.cache.update(number, k, v.transpose(1, 2))
-        q = q[:, :, -asked:].to(k.dtype)
-        if asked > 1:
-            attention = attention_in_blocks if q.shape[2] == k.shape[2] else causal_attention
-            return attention(q, k, v).transpose(1, 2).flatten(2)
-        groups = q.view(len(q), c.n_kv_heads, -1, c.head_dim)  # of one key head: as if they were positions
-        return F.scaled_dot_product_attention(groups, k, v).view(len(q), 1, -1)
+        qk = self.turn(self.norm(qk, layer.qk_gains).transpose(1, 2), cos, sin)
+        return *qk.split([c.n_heads, c.n_kv_heads], dim=1), v.transpose(1, 2)
+
+    def grouped(self, q: Float[Tensor, "B H 1 D"], dtype: torch.dtype) -> Float[Tensor, "B K G D"]:
+        "The query heads that ask the same key head, as if they were its positions."
+        return q.to(dtype).reshape(len(q), self.config.n_kv_heads, -1, self.config.head_dim)
+
+    def attend(self, number: int, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Tensor) -> Float[Tensor, "B T HD"]:
+        "What the heads of a layer take from the positions so far, the new ones included."
+        k, v = self.cache.update(number, k, v)
+        if q.shape[2] == 1:
+            return F.scaled_dot_product_attention(self.grouped(q, k.dtype), k, v).reshape(len(q), 1, -1)
+        in_blocks = q.shape[2] == k.shape[2] and blocks_pay(q.device, k.shape[2])
+        attention = attention_in_blocks if in_blocks else causal_attention
+        return attention(q.to(k.dtype), k, v).transpose(1, 2).flatten(2)
 
 # %% ../nbs/08_sampling.ipynb #gen00020
+class GraphDecoder(Decoder):
+    "A Decoder for a GPU: what one token asks for is recorded as a CUDA graph, once for each power of two of positions, and replayed."
+
+    def __init__(self, model: GPT, batch: int, precision: str = "fp32"):
+        super().__init__(model, batch, precision)
+        device = self.weights.norm.device
+        self.ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.at = torch.zeros(1, dtype=torch.long, device=device)  # the position of `ids`
+        self.future: Tensor | None = None  # of the positions that a recording looks at, those that hold nothing yet
+        self.recorded: dict[int, tuple[Callable[[], object], Tensor]] = {}  # for so many positions: how to play it, and its logits
+        if model.compiled_blocks:
+            self.one_layer = torch.compile(self.one_layer, dynamic=False, options={"coordinate_descent_tuning": True})
+
+    def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
+        "As `Decoder.read`; the logits of one token stay where they are until the next is read."
+        if ids.shape[1] > 1 or self.cache.length == self.cache.max_len:
+            return super().read(ids)
+        self.ids.copy_(ids), self.at.fill_(self.cache.length)
+        seen = min(self.cache.max_len, max(256, 1 << self.cache.length.bit_length()))
+        if seen not in self.recorded:
+            self.recorded[seen] = self.record(seen)
+        play, logits = self.recorded[seen]
+        play()
+        self.cache.advance(1)
+        return logits
+
+    def record(self, seen: int) -> tuple[Callable[[], object], Float[Tensor, "B V"]]:
+        "How to read `ids` at position `at` of the first `seen`, and where the logits will be."
+        aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.one(seen)  # what libraries prepare at their first call is no part of a recording
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(graph):
+            logits = self.one(seen)
+        return graph.replay, logits
+
+    def one(self, seen: int) -> Float[Tensor, "B V"]:
+        "What is recorded."
+        self.future = torch.arange(seen, device=self.at.device) > self.at
+        logits, self.future = self.through(self.ids, self.weights.cos[self.at], self.weights.sin[self.at]), None
+        return logits
+
+    def step(self, number: int, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor, asked: int) -> Tensor:
+        "As `Decoder.step`; in a recording, of one token."
+        if self.future is None:
+            return super().step(number, layer, x, cos, sin, asked)
+        return self.one_layer(layer, x, cos, sin, self.cache.k[number], self.cache.v[number], self.at, self.future)
+
+    def one_layer(self, layer: DecoderLayer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor, keys: Float[Tensor, "B K S D"],
+                  values: Float[Tensor, "B K S D"], at: Int[Tensor, "1"], future: Bool[Tensor, "seen"]) -> Float[Tensor, "B 1 C"]:
+        "A layer for the token at position `at`, which looks at the first positions of the cache, but for the future ones."
+        q, k, v = self.heads(layer, self.norm(x, layer.attention_norm), cos, sin)
+        for all_positions, new in ((keys, k), (values, v)):
+            all_positions.index_copy_(2, at, new.to(all_positions.dtype))
+        keys, values = keys[:, :, : len(future)], values[:, :, : len(future)]
+        scores = (self.grouped(q, keys.dtype) @ keys.mT).float() * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(future, -math.inf).softmax(-1)
+        return self.add_to(x, layer, (weights.to(values.dtype) @ values).reshape(len(q), 1, -1))
+
+
 class Reader:
     "A GPT as it is, with a KV cache or none: the plain way, for every device."
 
@@ -276,9 +361,12 @@ def reader(model: GPT, batch: int, use_cache: bool, precision: str) -> Reader | 
     "The fastest way to read that gives what is asked for. CourseError where the precision is not to be had."
     if precision not in PRECISIONS:
         raise CourseError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}.")
-    at_home = type(model) is GPT and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in model.parameters())
-    if use_cache and at_home and can_pack(precision):
-        return Decoder(model, batch, precision)
+    devices = {w.device.type for w in model.parameters()}
+    if use_cache and type(model) is GPT and all(w.dtype == torch.float32 for w in model.parameters()):
+        if devices == {"cuda"}:
+            return GraphDecoder(model, batch, precision)
+        if devices == {"cpu"} and can_pack(precision):
+            return Decoder(model, batch, precision)
     if precision != "fp32":
         raise CourseError(f"precision is {precision}: this needs a cache, float32 weights and a processor for it; choose fp32.")
     return Reader(model, model.make_cache(batch) if use_cache else None)
@@ -342,10 +430,12 @@ def token_stream(
         if stop_id is not None:
             seen[:, stop_id] = False  # to end is not to repeat oneself
         probs = sampler.probabilities(context.logits(), seen)
-        tokens = draw(probs, torch.cat([torch.rand(1, generator=generator) for generator in generators]))
-        yield tokens
+        chances = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+        tokens = probs.argmax(-1) if sampler.temperature == 0 else draw(probs, chances)
+        yield tokens.cpu()
         context.append(tokens)
-        seen[range(n_samples), tokens] = True
+        if sampler.repetition_penalty != 1:
+            seen[range(n_samples), tokens] = True
 
 # %% ../nbs/08_sampling.ipynb #11c2e9c2
 def check_request(model: GPT, prompt_ids: Sequence[int], max_new_tokens: int, n_samples: int) -> None:

@@ -488,8 +488,8 @@ def train_step(run: Run) -> tuple[float, float]:
 
     Where one of them is no finite number, nothing is learned, and the step counts as skipped."""
     training = run.config.training
-    loss = run.world.mean(accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast))
-    norm = clip_gradients(run.model, training.grad_clip)
+    loss = accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast)
+    norm, loss = clip_gradients(run.model, training.grad_clip), run.world.mean(loss)  # a GPU is asked for all before one waits for it
     sound = math.isfinite(loss + norm)
     rate = learning_rate(run.step, replace(training, max_steps=run.max_steps))
     for optimizer in run.optimizers:

@@ -368,6 +368,15 @@ def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int,
         assert (found - want).norm() <= (0.03 if bf16 else 1e-5) * want.norm()
 
 
+def test_key_heads_that_are_repeated_give_the_same(monkeypatch: pytest.MonkeyPatch):
+    """The way of a GPU in float32: all positions at once, and the newest ones alone."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 20, 8) for heads in (6, 2, 2))
+    asked = [causal_attention(q[:, :, -newest:], k, v) for newest in (20, 3, 1)]
+    monkeypatch.setattr("llm_course.attention.asks_in_groups", lambda q: False)
+    for newest, want in zip((20, 3, 1), asked): torch.testing.assert_close(causal_attention(q[:, :, -newest:], k, v), want)
+
+
 def test_attention_in_blocks_sees_no_future():
     """Not one bit of a result may depend on what comes after it, across the seams of blocks too."""
     torch.manual_seed(0)
