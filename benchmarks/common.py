@@ -62,15 +62,21 @@ def installed(package: str) -> str | None:
         return None
 
 
+def results_path(script: str | Path) -> Path:
+    """Where the results of a benchmark lie: beside it, those of a GPU in a file of their own."""
+    import torch
+
+    return Path(script).with_suffix(".gpu.json" if torch.cuda.is_available() else ".json")
+
+
 def read_results(script: str | Path, nothing: object) -> object:
     """The results that lie beside a benchmark from the last time, or `nothing`."""
-    path = Path(script).with_suffix(".json")
+    path = results_path(script)
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else nothing
 
 
 def write_results(script: str | Path, results: object, *packages: str) -> None:
     """Write the JSON file beside a benchmark: its command as typed, the machine, the versions, the results."""
-    path = Path(script)
-    command = " ".join(["python", f"benchmarks/{path.name}", *sys.argv[1:]])
+    command = " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]])
     record = {"command": command, "machine": machine(*packages), "results": results}
-    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    results_path(script).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,10 +1,12 @@
 """What a training step costs as the work grows, in time and in memory, beside what the count and the rehearsal predict.
 
     python benchmarks/growth.py [--rounds 2] [--threads 2]
+    python benchmarks/growth.py --gpu
 
 One process for each point: its memory is the most that the process has held, its time the shortest of some steps. Width, depth,
 sequence length and vocabulary grow one at a time; then four sizes in both precisions, with and without checkpointing. Results,
-with the machine and the versions, go to benchmarks/growth.json, the curves to benchmarks/growth.png; the table is printed."""
+with the machine and the versions, go to benchmarks/growth.json, the curves to benchmarks/growth.png; the table is printed. On a GPU it is
+sizes alone, all in one process; their memory is that of PyTorch's tensors at the most, and results go to growth.gpu.json."""
 import argparse
 import json
 import re
@@ -27,6 +29,13 @@ SIZES = {  # a config and what is changed in it
     "10m": ("tiny", {"n_layers": 6, "d_model": 320, "n_heads": 5, "n_kv_heads": 5, "d_ff": 864, "vocab_size": 8000,
                      "seq_len": 256}),
     "125m": ("125m", {"seq_len": 256, "batch_size": 2, "micro_batch_size": 1}),
+}
+GPU_SIZES = {
+    "10m": ("tiny", {"n_layers": 6, "d_model": 320, "n_heads": 5, "n_kv_heads": 5, "d_ff": 864, "vocab_size": 8192, "seq_len": 256,
+                     "batch_size": 64}),
+    "125m": ("125m", {"batch_size": 16, "micro_batch_size": 4}),
+    "350m": ("350m", {"batch_size": 8, "micro_batch_size": 4}),
+    "1.3b": ("1.3b", {"batch_size": 4, "micro_batch_size": 2}),
 }
 PRECISIONS = ("fp32", "bf16")
 
@@ -101,12 +110,73 @@ def foretell_all(points: list[dict], threads: int) -> list[dict]:
     return [foretell(point, speed) for point in points]
 
 
+def run_on_gpu(point: dict, steps: int) -> dict:
+    """The same on a GPU: the bytes of tensors at the most, and all that the process has taken from the GPU, if no other is there."""
+    import time
+
+    import torch
+
+    from llm_course.gpt import GPT
+    from llm_course.training import accumulate, clip_gradients, make_optimizers
+
+    config, times = config_of(point), []
+    training, bf16, device = config.training, config.training.precision == "bf16", torch.device("cuda")
+    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    with device: model = GPT(config.model)
+    model.checkpoint_activations = training.checkpoint_activations
+    optimizers = make_optimizers(model, training, torch.bfloat16 if bf16 else torch.float32)
+    for _ in range(steps):
+        ids = torch.randint(config.model.vocab_size, (training.batch_size, config.model.seq_len + 1)).to(device)
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        accumulate(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
+                   lambda: torch.autocast("cuda", torch.bfloat16, enabled=bf16))
+        clip_gradients(model, training.grad_clip)
+        for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    free, total = torch.cuda.mem_get_info()
+    beside = total - free - torch.cuda.memory_reserved()
+    return {"seconds": min(times[1:]), "bytes": torch.cuda.max_memory_allocated(), "taken": torch.cuda.max_memory_reserved() + beside}
+
+
+WORKSPACES = 2 * 2**25  # bytes that cuBLAS keeps on a Hopper GPU, for the forward and the backward thread: torch counts them as tensors
+
+
+def foretell_on_gpu(point: dict, speed: float) -> dict:
+    """What `llm-course plan --device cuda` says of a point, but for what CUDA itself takes."""
+    import torch
+
+    from llm_course.speed import rate_at_shapes, rehearse
+
+    config = config_of(point)
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    played = rehearse(config, dtype, on_cpu=False)
+    rate = rate_at_shapes(config.model, 8192, dtype, "cuda")
+    return {"seconds": played.seconds(rate, speed), "bytes": sum(played.memory.values()) + WORKSPACES, "memory": played.memory,
+            "parameters": config.model.n_params}
+
+
+def gpu_results(steps: int) -> list[dict]:
+    """All sizes on the GPU, foretold and measured."""
+    from llm_course.speed import bandwidth
+
+    speed, results = bandwidth(2**30, "cuda"), []
+    for each in sizes(GPU_SIZES):
+        results.append({**each, "measured": run_on_gpu(each["point"], steps), "foretold": foretell_on_gpu(each["point"], speed)})
+        print(*results[-1].values(), file=sys.stderr, flush=True)
+    return results
+
+
+def sizes(chosen: dict = SIZES) -> list[dict]:
+    """The points of the table."""
+    return [{"size": size, "point": {"config": name, **fields, "precision": precision, "checkpoint_activations": recompute}}
+            for size, (name, fields) in chosen.items() for precision in PRECISIONS for recompute in (False, True)]
+
+
 def points() -> list[dict]:
     """All points: those of the curves, then those of the table."""
-    curves = [{"axis": axis, "point": {**BASE, **change}} for axis in AXES for change in AXES[axis]]
-    sizes = [{"size": size, "point": {"config": name, **fields, "precision": precision, "checkpoint_activations": recompute}}
-             for size, (name, fields) in SIZES.items() for precision in PRECISIONS for recompute in (False, True)]
-    return curves + sizes
+    return [{"axis": axis, "point": {**BASE, **change}} for axis in AXES for change in AXES[axis]] + sizes()
 
 
 def draw(results: list[dict], path: Path) -> None:
@@ -139,13 +209,15 @@ def draw(results: list[dict], path: Path) -> None:
 
 def table(results: list[dict]) -> str:
     """Memory of four sizes, foretold and measured; then by how much each curve's ends differ, in time and in memory."""
-    lines = ["| model | parameters | precision | activations | predicted, MB | measured, MB | predicted / measured |",
-             "|---|---:|---|---|---:|---:|---:|"]
+    gpu = any("taken" in result["measured"] for result in results)
+    lines = ["| model | parameters | precision | activations | predicted, MB | measured, MB | predicted / measured |"
+             + gpu * " the same of a step's time |", "|---|---:|---|---|---:|---:|---:|" + gpu * "---:|"]
     for result in (result for result in results if "size" in result):
         point, guess, found = result["point"], result["foretold"]["bytes"], result["measured"]["bytes"]
         kept = "computed twice" if point["checkpoint_activations"] else "kept"
         lines.append(f"| {result['size']} | {result['foretold']['parameters']:,} | {point['precision']} | {kept} |"
-                     f" {guess / 1e6:,.0f} | {found / 1e6:,.0f} | {guess / found:.2f} |")
+                     f" {guess / 1e6:,.0f} | {found / 1e6:,.0f} | {guess / found:.2f} |"
+                     + gpu * f" {result['foretold']['seconds'] / result['measured']['seconds']:.2f} |")
     if all("size" in result for result in results): return "\n".join(lines)
     lines += ["", "| what grows | from, to | time, measured | by the rehearsal | by the count | memory, measured | predicted |",
               "|---|---|---:|---:|---:|---:|---:|"]
@@ -164,11 +236,15 @@ def main() -> None:
     for name, default in (("rounds", 1), ("threads", 2), ("steps", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", default="", help="curves or sizes: measure these, and keep what growth.json has of the others")
+    parser.add_argument("--gpu", action="store_true", help="sizes on the GPU")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--foretell", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run: return print(json.dumps(run_point(json.loads(args.run), args.steps, args.threads)))
     if args.foretell: return print(json.dumps(foretell_all(json.loads(args.foretell), args.threads)))
+    if args.gpu:
+        write_results(__file__, results := gpu_results(args.steps))
+        return print(table(results))
     results = []
     kind = {"curves": "axis", "sizes": "size"}.get(args.only)
     known = read_results(__file__, []) if kind else []

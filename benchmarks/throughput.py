@@ -1,12 +1,13 @@
 """How many tokens a second a training step takes in, beside transformers' LlamaForCausalLM and GPT2LMHeadModel of the same size.
 
-    python benchmarks/throughput.py [--shapes 125m-short 125m-long 10m] [--rounds 3] [--steps 3] [--models ours llama gpt2]
-    python benchmarks/throughput.py --shapes 125m-gpu --steps 20
+    python benchmarks/throughput.py [--shapes 125m-short 125m-long 10m] [--rounds 3] [--steps 3] [--rows "ours, compiled" ...]
+    python benchmarks/throughput.py --shapes 125m-gpu nanogpt --steps 20
 
 Each row is a process of its own, and rows take turns. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
 aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
 torch.compile. Peak memory is of the process; where the first step compiles, the compiler's own memory may be its peak.
-Results go to benchmarks/throughput.json, which keeps what it has of other shapes; the table is printed."""
+Results go to benchmarks/throughput.json, those of a GPU to throughput.gpu.json, which keep what they have of other shapes; the table
+is printed."""
 import argparse
 import json
 import resource
@@ -20,6 +21,7 @@ SHAPES = {  # batch, sequence, vocabulary, layers, width, heads, hidden width of
     "125m-long": (1, 2048, 50304, 12, 768, 12, 2048),
     "10m": (64, 256, 8192, 6, 320, 5, 864),
     "125m-gpu": (16, 2048, 50304, 12, 768, 12, 2048),
+    "nanogpt": (12, 1024, 50304, 12, 768, 12, 2048),  # of its train_gpt2.py: the micro batch of one GPU
 }
 MODELS = ["ours", "llama", "gpt2"]
 ROWS = [f"{model}{how}" for model in MODELS for how in ("", ", compiled")]
@@ -122,6 +124,16 @@ def matrix_peak(rows: int, width: int, hidden: int) -> float:
     return 2 * rows * width * hidden / best
 
 
+def sheet_peak() -> dict[str, float]:
+    """The dense bf16 peak of the GPU here by its data sheet, where we know it."""
+    import torch
+
+    from llm_course.speed import DEVICES
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {"sheet": found.rates[torch.bfloat16] for key, found in DEVICES.items() if key.upper() in name.replace(" ", "-").split("-")}
+
+
 def flops_per_token(shape: str) -> int:
     """Of a training step: 6 for each weight that multiplies, and attention (PaLM's count, as in 05_gpt)."""
     from llm_course.gpt import ModelConfig
@@ -133,7 +145,7 @@ def flops_per_token(shape: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m-short", "125m-long", "10m"])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     for name, default in (("rounds", 3), ("steps", 3)): parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--row", choices=[*ROWS, "peak"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -144,16 +156,17 @@ def main() -> None:
     results = read_results(__file__, {})
     for shape in args.shapes:
         rows = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps)
-                for row in ["peak", *ROWS] if row.split(",")[0] in ["peak", *args.models]}
-        results[shape] = {"flops_per_token": flops_per_token(shape), **take_turns(rows, args.rounds)}
+                for row in ["peak", *args.rows]}
+        results[shape] = {"flops_per_token": flops_per_token(shape), **sheet_peak(), **take_turns(rows, args.rounds)}
     write_results(__file__, results, "transformers")
     print(table(results))
 
 
 def table(results: dict) -> str:
     """The results as a table in Markdown: medians of the rounds, and the ratio to the better of the two others."""
+    gpu = any("sheet" in found for found in results.values())
     head = "| shape (batch × length) | model | tokens/s | of the bf16 peak | times the best other | peak memory |"
-    lines = [head, "|---|---|---:|---:|---:|---:|"]
+    lines = [head + gpu * " MFU |", "|---|---|---:|---:|---:|---:|" + gpu * "---:|"]
     for shape, found in results.items():
         speed = {row: middle(one["tokens_per_second"] for one in found[row]) for row in ROWS if row in found}
         best, peak = max(value for row, value in speed.items() if not row.startswith("ours")), middle(found["peak"])
@@ -161,7 +174,7 @@ def table(results: dict) -> str:
             memory, share = middle(one["memory"] for one in found[row]), speed[row] * found["flops_per_token"] / peak
             ratio = f"{speed[row] / best:.2f}" if row.startswith("ours") else ""
             lines.append(f"| {shape} ({SHAPES[shape][0]} × {SHAPES[shape][1]}) | {row} | {speed[row]:,.0f} | {share:.0%} | {ratio} |"
-                         f" {memory / 1e9:.2f} GB |")
+                         f" {memory / 1e9:.2f} GB |" + gpu * f" {speed[row] * found['flops_per_token'] / found.get('sheet', peak):.1%} |")
     return "\n".join(lines)
 
 

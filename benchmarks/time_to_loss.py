@@ -230,7 +230,7 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
     tokens = config.tokens_per_step
     torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    torchs_loss = lambda x, head, targets: F.cross_entropy(F.linear(x, head).float(), targets)
+    torchs_loss = lambda x, head, targets, *_: F.cross_entropy(F.linear(x, head).float(), targets)
     plain = {"attention": ("llm_course.attention.attention_in_blocks", torchs_attention),
              "loss": ("llm_course.gpt.linear_cross_entropy", torchs_loss)}
 

@@ -69,7 +69,7 @@ def test_the_tables_of_the_benchmarks_are_their_results(monkeypatch: pytest.Monk
     results = sorted((ROOT / "benchmarks").glob("*.json"))
     assert results
     for path in results:
-        assert runpy.run_path(str(path.with_suffix(".py")))["table"](json.loads(path.read_text())["results"]) in page
+        assert runpy.run_path(str(path.with_name(path.name.split(".")[0] + ".py")))["table"](json.loads(path.read_text())["results"]) in page
 
 
 def test_settings_ini_is_the_only_description():
