@@ -8,7 +8,7 @@ ready := $(VENV)/ready
 older := .cache/transformers-4.57
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow test-older test-llama torture fuzz clean
+.PHONY: help demo test lab export check notebooks test-slow test-gpu test-older test-llama torture fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ notebooks: $(ready) ## run every notebook in place, which is how the outputs in 
 test-slow: $(ready) ## the tests and the cells that take minutes
 	"$(bin)/nbdev_test" --path nbs --flags slow
 	"$(bin)/python" -m pytest -m slow || [ $$? -eq 5 ]  # 5: there is none
+
+test-gpu: $(ready) ## the tests that need a CUDA device
+	"$(bin)/python" -m pytest -m gpu
 
 fuzz: $(ready) ## hostile files and round trips, 10,000 cases for every reader and 20,000 texts: half an hour
 	LLM_COURSE_CASES=10000 OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests/test_hostile.py tests/test_round_trips.py

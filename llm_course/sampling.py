@@ -312,13 +312,14 @@ class GraphDecoder(Decoder):
 
     def record(self, seen: int) -> tuple[Callable[[], object], Float[Tensor, "B V"]]:
         "How to read `ids` at position `at` of the first `seen`, and where the logits will be."
-        aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            self.one(seen)  # what libraries prepare at their first call is no part of a recording
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(graph):
-            logits = self.one(seen)
+        with torch.cuda.device(self.at.device):
+            aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self.one(seen)  # what libraries prepare at their first call is no part of a recording
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on, such as NCCL's
+                logits = self.one(seen)
         return graph.replay, logits
 
     def one(self, seen: int) -> Float[Tensor, "B V"]:
