@@ -178,7 +178,7 @@ def soften(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]) -> Float[T
 
 
 def soften_by_comparing(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
-    "`soften` without an index, so that torch.compile makes one loop of it."
+    "The same, so that torch.compile makes one loop of it."
     probs = F.softmax(logits, dim=-1, dtype=torch.float32)
     hit = torch.arange(logits.shape[1], device=logits.device) == targets
     logits.copy_(probs - hit.float())
@@ -187,16 +187,16 @@ def soften_by_comparing(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"
 
 @cache
 def softener(fused: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    "`soften`, or what torch.compile makes of it."
+    "How to soften."
     return torch.compile(soften_by_comparing) if fused else soften
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """The mean of -log softmax(x head^T) at the targets, for x (N, C), head (V, C), targets (N,); -100 is left out.
 
-    The gradient of the logits is known with the loss, so it is written over them at once: some rows at a time, which stay in a
-    cache, or, `fused`, all rows in one loop. As with F.cross_entropy, softmax and loss are in float32, the logits and their gradient
-    in x's precision; but here a probability below 1e-38 counts as that, which limits a token's loss to 87 nats.
+    The gradient of the logits is known with the loss, so it is written over them at once: some rows at a time or, `fused`, in one
+    loop. As with F.cross_entropy, softmax and loss are in float32, the logits and their gradient in x's precision; but here a
+    probability below 1e-38 counts as that, which limits a token's loss to 87 nats.
     """
 
     @staticmethod
@@ -205,8 +205,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         logits, losses = F.linear(x, head), torch.empty(len(x), 1, device=x.device)
         counts, index = (targets != IGNORED)[:, None], targets.clamp(min=0)[:, None]
         size = len(x) if fused else max(1, 2**19 // len(head), len(x) // 64)
-        for part, at, loss in zip(*(whole.split(size) for whole in (logits, index, losses))):
-            loss.copy_(softener(fused)(part, at))
+        for part, at, loss in zip(*(whole.split(size) for whole in (logits, index, losses))): loss.copy_(softener(fused)(part, at))
         ctx.save_for_backward(logits, x, head, counts)
         return losses.where(counts, 0).sum() / counts.sum()
 
@@ -221,9 +220,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 @torch.compiler.disable
 def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"],
                          compiled: bool = False) -> Float[Tensor, ""]:
-    """`F.cross_entropy(F.linear(x, head).float(), targets)`, as above where a gradient is wanted.
-
-    `compiled`: fused, on a GPU. On a processor that is slower than some rows at a time."""
+    "`F.cross_entropy(F.linear(x, head).float(), targets)`, as above where a gradient is wanted: fused if `compiled`, on a GPU."
     if not torch.is_grad_enabled():
         return F.cross_entropy(F.linear(x, head).float(), targets)
     return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets, compiled and x.device.type == "cuda")
