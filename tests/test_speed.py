@@ -179,7 +179,7 @@ def test_any_small_shape_can_be_planned(layers: int, heads: int, rows: int, leng
 @pytest.mark.parametrize("seq_len", [256, 2048])
 def test_the_time_on_a_device_is_its_sheet_times_the_share(seq_len: int):
     "Operations over the dense peak at the assumed share, attention in full, as a GPU does it; twice the devices, half the days."
-    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False})
+    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False, "muon_lr": 0.0})
     made = plan(config, batch=4, device="h100")
     played = rehearse(speed.with_batch(config, 4, 1), torch.bfloat16, on_cpu=False)
     assert made.seconds == pytest.approx(played.operations / (989.4e12 * 0.4)) and made.tokens == 20 * config.model.n_params
