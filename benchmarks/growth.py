@@ -56,31 +56,42 @@ def highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def run_point(point: dict, steps: int, threads: int) -> dict:
-    """Train a few steps here, in this process, as `llm-course train` does: seconds of the shortest, bytes held at the most."""
+def train(config: object, steps: int, device: str) -> list[float]:
+    """The seconds of some steps here, in this process, as `llm-course train` makes them, but for those of the first."""
     import time
 
     import torch
-    from torch.nn.utils import clip_grad_norm_
 
     from llm_course.gpt import GPT
-    from llm_course.training import accumulate, keep_memory, make_optimizers
+    from llm_course.training import accumulate, clip_gradients, make_optimizers
+
+    training, bf16, times = config.training, config.training.precision == "bf16", []
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    with torch.device(device): model = GPT(config.model)
+    model.checkpoint_activations = training.checkpoint_activations
+    optimizers = make_optimizers(model, training, torch.bfloat16 if bf16 else torch.float32)
+    for _ in range(steps):
+        ids = torch.randint(config.model.vocab_size, (training.batch_size, config.model.seq_len + 1)).to(device)
+        wait()
+        begun = time.perf_counter()
+        accumulate(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
+                   lambda: torch.autocast(device, torch.bfloat16, enabled=bf16))
+        clip_gradients(model, training.grad_clip)
+        for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
+        wait()
+        times.append(time.perf_counter() - begun)
+    return times[1:]
+
+
+def run_point(point: dict, steps: int, threads: int) -> dict:
+    """Train a few steps on the processor: seconds of the shortest, bytes held at the most."""
+    import torch
+
+    from llm_course.training import keep_memory
 
     torch.set_num_threads(threads)
     keep_memory()
-    config = config_of(point)
-    training, bf16, model = config.training, config.training.precision == "bf16", GPT(config.model)
-    model.checkpoint_activations = training.checkpoint_activations
-    optimizers, times = make_optimizers(model, training, torch.bfloat16 if bf16 else torch.float32), []
-    for _ in range(steps):
-        ids = torch.randint(config.model.vocab_size, (training.batch_size, config.model.seq_len + 1))
-        begun = time.perf_counter()
-        accumulate(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
-                   lambda: torch.autocast("cpu", torch.bfloat16, enabled=bf16))
-        clip_grad_norm_(model.parameters(), training.grad_clip)
-        for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
-        times.append(time.perf_counter() - begun)
-    return {"seconds": min(times[1:]), "bytes": highest()}
+    return {"seconds": min(train(config_of(point), steps, "cpu")), "bytes": highest()}
 
 
 def foretell(point: dict, speed: float) -> dict:
@@ -112,32 +123,12 @@ def foretell_all(points: list[dict], threads: int) -> list[dict]:
 
 def run_on_gpu(point: dict, steps: int) -> dict:
     """The same on a GPU: the bytes of tensors at the most, and all that the process has taken from the GPU, if no other is there."""
-    import time
-
     import torch
 
-    from llm_course.gpt import GPT
-    from llm_course.training import accumulate, clip_gradients, make_optimizers
-
-    config, times = config_of(point), []
-    training, bf16, device = config.training, config.training.precision == "bf16", torch.device("cuda")
     torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
-    with device: model = GPT(config.model)
-    model.checkpoint_activations = training.checkpoint_activations
-    optimizers = make_optimizers(model, training, torch.bfloat16 if bf16 else torch.float32)
-    for _ in range(steps):
-        ids = torch.randint(config.model.vocab_size, (training.batch_size, config.model.seq_len + 1)).to(device)
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        accumulate(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
-                   lambda: torch.autocast("cuda", torch.bfloat16, enabled=bf16))
-        clip_gradients(model, training.grad_clip)
-        for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    free, total = torch.cuda.mem_get_info()
+    times, (free, total) = train(config_of(point), steps, "cuda"), torch.cuda.mem_get_info()
     beside = total - free - torch.cuda.memory_reserved()
-    return {"seconds": min(times[1:]), "bytes": torch.cuda.max_memory_allocated(), "taken": torch.cuda.max_memory_reserved() + beside}
+    return {"seconds": min(times), "bytes": torch.cuda.max_memory_allocated(), "taken": torch.cuda.max_memory_reserved() + beside}
 
 
 WORKSPACES = 2 * 2**25  # bytes that cuBLAS keeps on a Hopper GPU, for the forward and the backward thread: torch counts them as tensors

@@ -5,8 +5,8 @@
 Each row trains the config `125m` for as many steps of 16 × 2048 tokens, in a process of its own: bf16, compiled, the schedule of the
 config with a tenth of the steps to warm up. The text is Python: the modules of the standard library and of all that is installed beside
 it, in the order of their hashes, 70 MB of them, each a document; one in a hundred is for validation. `--shards` takes a folder that is
-prepared, or prepares it. A step's time is the median of all. Results go to benchmarks/muon.json or, of a GPU, muon.gpu.json; the
-table is printed."""
+prepared, or prepares it; with `--steps 0` that is all. A step's time is the median of all. Results go to benchmarks/muon.json or, of a
+GPU, muon.gpu.json; the table is printed."""
 import argparse
 import json
 import sys
@@ -16,15 +16,12 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-from common import in_process, middle, write_results
+from common import in_order_of_hashes, in_process, middle, write_results
 
 SIZE, VOCABULARY = 70_000_000, 16_384  # characters of text, pieces of the vocabulary
 ROWS = {  # what is changed in the config
-    "AdamW, 0.0006": {"lr": 6e-4},
-    "AdamW, 0.0012": {"lr": 1.2e-3},
-    "AdamW, 0.0024": {"lr": 2.4e-3},
-    "Muon, 0.01": {"lr": 6e-4, "muon_lr": 0.01 / 6e-4},
-    "Muon, 0.02": {"lr": 6e-4, "muon_lr": 0.02 / 6e-4},
+    "AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr": 0.0},
+    "AdamW, 0.0024": {"lr": 2.4e-3, "muon_lr": 0.0},
     "Muon, 0.02, AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr": 0.02 / 1.2e-3},
 }
 
@@ -32,13 +29,12 @@ ROWS = {  # what is changed in the config
 def modules(size: int) -> list[str]:
     """So many characters of Python, each module a text."""
     paths = {path for name in ("stdlib", "purelib", "platlib") for path in Path(sysconfig.get_paths()[name]).rglob("*.py")}
-    texts, total = {}, 0
+    texts, chosen, total = set(), [], 0
     for path in paths:
         try: text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError): continue
-        if 500 < len(text) < 200_000: texts[sha256(text.encode()).hexdigest()] = text
-    chosen = []
-    for _, text in sorted(texts.items()):
+        if 500 < len(text) < 200_000: texts.add(text)
+    for text in in_order_of_hashes(texts):
         if total > size: break
         chosen.append(text)
         total += len(text)

@@ -171,10 +171,10 @@ def table(results: dict) -> str:
         speed = {row: middle(one["tokens_per_second"] for one in found[row]) for row in ROWS if row in found}
         best, peak = max(value for row, value in speed.items() if not row.startswith("ours")), middle(found["peak"])
         for row in speed:
-            memory, share = middle(one["memory"] for one in found[row]), speed[row] * found["flops_per_token"] / peak
+            memory, used = middle(one["memory"] for one in found[row]), speed[row] * found["flops_per_token"]
             ratio = f"{speed[row] / best:.2f}" if row.startswith("ours") else ""
-            lines.append(f"| {shape} ({SHAPES[shape][0]} × {SHAPES[shape][1]}) | {row} | {speed[row]:,.0f} | {share:.0%} | {ratio} |"
-                         f" {memory / 1e9:.2f} GB |" + gpu * f" {speed[row] * found['flops_per_token'] / found.get('sheet', peak):.1%} |")
+            lines.append(f"| {shape} ({SHAPES[shape][0]} × {SHAPES[shape][1]}) | {row} | {speed[row]:,.0f} | {used / peak:.0%} | {ratio} |"
+                         f" {memory / 1e9:.2f} GB |" + gpu * f" {used / found.get('sheet', peak):.1%} |")
     return "\n".join(lines)
 
 

@@ -24,11 +24,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from unittest import mock
 
-from common import in_process, middle, read_results, write_results
+from common import in_order_of_hashes, in_process, middle, read_results, write_results
 
 TALES = 2_200       # make about a million characters
 LOOKS = 10          # points of a curve beside its end
@@ -134,7 +133,7 @@ def python_help(characters: int = 1_000_000) -> str:
         for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)): found.add(ast.get_docstring(node) or "")
     pages = (page for page in found if len(page) >= 100)
-    return "\n\n".join(sorted(pages, key=lambda page: sha256(page.encode()).digest()))[:characters]
+    return "\n\n".join(in_order_of_hashes(pages))[:characters]
 
 
 def split(text: str) -> tuple[str, str]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
-           'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'blocks_pay',
-           'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'on_processor',
+           'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -294,14 +294,19 @@ def attention_in_blocks(
     return blocked(q_of_k, k, v).view(q.shape)
 
 # %% ../nbs/04_attention.ipynb #cf00cc6d
+def on_processor(device: torch.device) -> bool:
+    """Whether a processor computes there. What differs on a GPU asks here, so that a rehearsal can play one."""
+    return device.type == "cpu"
+
+
 def blocks_pay(device: torch.device, T: int) -> bool:
     """Whether to learn from T positions in blocks: on a processor, PyTorch's kernel takes longer."""
-    return device.type == "cpu" and T >= 64
+    return on_processor(device) and T >= 64
 
 
 def asks_in_groups(q: Tensor) -> bool:
     """Whether PyTorch's kernels let several query heads ask one key head: on a GPU, only those of half precision do."""
-    return q.device.type != "cuda" or as_autocast(q).dtype != torch.float32
+    return on_processor(q.device) or as_autocast(q).dtype != torch.float32
 
 
 @shape_checked
@@ -318,7 +323,7 @@ def causal_attention(
     if not asks_in_groups(q):
         k, v = (z.repeat_interleave(q.shape[1] // z.shape[1], dim=1) for z in (k, v))
     if T == S:
-        if q.device.type == "cpu":
+        if on_processor(q.device):
             k, v = k.contiguous(), v.contiguous()  # as in transformers: on some processors a sum depends on where its terms lie
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     mask = None if T == 1 else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)

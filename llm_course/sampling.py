@@ -147,7 +147,7 @@ def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callab
     "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which a `batch` of rows reads them."
     weight = torch.cat([weight.detach() for weight in weights])
     if weight.is_cuda:
-        weight = weight.to(PRECISIONS[precision])  # whose libraries order nothing beforehand
+        weight = weight.to(PRECISIONS[precision])  # for a GPU there is no better order
         return lambda x: F.linear(x.to(weight.dtype), weight)
     if precision == "fp16":
         halves = torch.ops.quantized.linear_prepack_fp16(weight, None)
@@ -219,7 +219,7 @@ class Decoder:
         self.weights, self.config, c = lay_out(model, precision, batch), model.config, model.config
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = self.weights.norm.device
-        self.eps = torch.tensor(c.norm_eps, device=device)
+        self.eps = torch.tensor(c.norm_eps)  # for `norm` on a processor
         self.cache = KVCache(c.n_layers, batch, c.n_kv_heads, c.seq_len, c.head_dim, device, dtype)
 
     @shape_checked
@@ -431,8 +431,10 @@ def token_stream(
         if stop_id is not None:
             seen[:, stop_id] = False  # to end is not to repeat oneself
         probs = sampler.probabilities(context.logits(), seen)
-        chances = torch.cat([torch.rand(1, generator=generator) for generator in generators])
-        tokens = probs.argmax(-1) if sampler.temperature == 0 else draw(probs, chances)
+        if sampler.temperature == 0:
+            tokens = probs.argmax(-1)
+        else:
+            tokens = draw(probs, torch.cat([torch.rand(1, generator=generator) for generator in generators]))
         yield tokens.cpu()
         context.append(tokens)
         if sampler.repetition_penalty != 1:

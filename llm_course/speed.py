@@ -29,7 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .attention import as_autocast
 from .corpus import CourseError, did_you_mean
 from .doctor import memory, processor_name
 from .gpt import GPT, ModelConfig
@@ -242,8 +241,7 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
         ledger.tag = "passing"
         return loss
 
-    elsewhere = nullcontext() if on_cpu else patch.multiple("llm_course.attention", blocks_pay=lambda *_: False,
-                                                            asks_in_groups=lambda q: as_autocast(q).dtype != torch.float32)
+    elsewhere = nullcontext() if on_cpu else patch("llm_course.attention.on_processor", lambda device: False)
     with elsewhere, torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
         model = GPT(config.model).train()
         model.checkpoint_activations = training.checkpoint_activations
