@@ -351,15 +351,19 @@ class KVCache:
         self, layer: int, k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
         """Write T new positions of one layer; return all S = length + T of that layer. ValueError when they do not fit."""
-        end = self.length + k.shape[2]
-        if end > self.max_len:
-            raise ValueError(
-                f"The cache holds {self.max_len} positions: {self.length} are filled and {k.shape[2]} more do not fit. "
-                f"Make it longer, or begin again with length = 0."
-            )
+        end = self.end_of(k.shape[2])
         self.k[layer, :, :, self.length : end] = k.detach()
         self.v[layer, :, :, self.length : end] = v.detach()
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def end_of(self, n: int) -> int:
+        """Where n new positions end. ValueError when they do not fit."""
+        if self.length + n > self.max_len:
+            raise ValueError(
+                f"The cache holds {self.max_len} positions: {self.length} are filled and {n} more do not fit. "
+                f"Make it longer, or begin again with length = 0."
+            )
+        return self.length + n
 
     def advance(self, n: int) -> None:
         """Count n positions as filled, once every layer has written them."""

@@ -225,7 +225,7 @@ class Decoder:
     @shape_checked
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         "The logits, in float32, of the token after `ids`, which go on where the cache ends; it grows by T."
-        positions = slice(self.cache.length, self.cache.length + ids.shape[1])
+        positions = slice(self.cache.length, self.cache.end_of(ids.shape[1]))
         logits = self.through(ids, self.weights.cos[positions], self.weights.sin[positions])
         self.cache.advance(ids.shape[1])
         return logits

@@ -281,6 +281,7 @@ def test_a_decoder_reads_a_long_prompt_as_the_model_does(shape, precision):
         found, end = decoder.read(piece), end + piece.shape[1]
         with torch.no_grad(): exact = model(ids[:, :end])[:, -1]
         assert (found - exact).pow(2).mean().sqrt() <= TOLERANCE[precision] * exact.std()
+    with pytest.raises(ValueError, match="holds 600 positions: 600 are filled and 1 more do not fit"): decoder.read(ids[:, :1])
 
 
 class Played(GraphDecoder):
@@ -309,6 +310,7 @@ def test_what_a_gpu_records_is_the_model(shape, compiled, monkeypatch):
             found = decoder.read(ids[:, at : at + 1])
             if at in (240, 255, 256, 257, 511, 512, 599): assert (found - exact[:, at]).abs().max() <= 1e-4 * exact.std(), at
     assert list(decoder.recorded) == [256, 512, 600]
+    with pytest.raises(ValueError, match="1 more do not fit"): decoder.read(text[:, :1])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
