@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
            'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'ENOUGH', 'sentence',
-           'Stage', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text',
-           'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
-           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens',
-           'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config',
-           'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt',
-           'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat', 'export',
-           'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'more_time', 'demo']
+           'Stage', 'signals_wait', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command',
+           'next_command', 'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales',
+           'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed',
+           'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields',
+           'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
+           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
+           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'show_plan', 'plan', 'draw_losses',
+           'show_results', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -27,6 +28,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from importlib import import_module
 from inspect import getsource
 from pathlib import Path
 
@@ -52,8 +54,12 @@ def sentence(error: BaseException) -> str | None:
 class Stage(click.Command):
     "A command whose mistakes are sentences, and which an interrupt ends with one line and status 130."
 
+    def load(self) -> None:
+        "What comes before all else, as a part of the stage."
+
     def invoke(self, ctx: click.Context) -> object:
         try:
+            self.load()
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             if not stop.args:  # what has something to say about it has said it
@@ -63,6 +69,27 @@ class Stage(click.Command):
             if (message := sentence(error)) is None:
                 raise
             raise click.UsageError(message, ctx) from error
+
+# %% ../nbs/99_cli.ipynb #load0002
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    "Within it, Ctrl-C and SIGTERM wait for its end; not on Windows."
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Computing(Stage):
+    "A Stage that loads PyTorch first, undisturbed."
+
+    def load(self) -> None:
+        with signals_wait():
+            import_module("llm_course.training")
 
 # %% ../nbs/99_cli.ipynb #6d4ab27a
 def speak(line: str = "", err: bool = False) -> None:
@@ -434,7 +461,7 @@ def refuse_shape(typed: dict[str, str], init_from: str) -> None:
             raise CourseError(f"--{name} is part of the shape, which comes from --init_from {init_from}: leave it out.")
 
 
-@main.command(context_settings=FREE)
+@main.command(cls=Computing, context_settings=FREE)
 @click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, if there is one.")
 @click.option("--init_from", help="Begin with the weights, and the shape but for the context, of a checkpoint or a Qwen3 folder.")
@@ -485,7 +512,7 @@ def figures(evaluation: object) -> dict[str, object]:
     return rows
 
 # %% ../nbs/99_cli.ipynb #433cf45f
-@main.command("eval")
+@main.command("eval", cls=Computing)
 @click.option("--tok", help="The tokenizer's .model file.  [default: the checkpoint's own]")
 @click.option("--ckpt", default=LATEST, help="The checkpoint's folder.")
 @click.option("--input", "source", default=VALIDATION, help="The text to measure on.")
@@ -551,7 +578,7 @@ def writes_text(stage: Callable) -> Callable:
     return stage
 
 # %% ../nbs/99_cli.ipynb #ad682467
-@main.command()
+@main.command(cls=Computing)
 @click.option("--prompt", default="Once upon a time", help="How the text begins.")
 @writes_text
 @click.option("--num_samples", "--n", "n", type=click.IntRange(min=1), default=1, help="How many texts.")
@@ -724,7 +751,7 @@ def typed_lines(stop: Callable) -> Iterator[str]:
                 return
 
 # %% ../nbs/99_cli.ipynb #a8bd5359
-@main.command()
+@main.command(cls=Computing)
 @writes_text
 def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None, **settings: float) -> None:
     "Write on from what you type, again and again. Lines from a pipe do as well."
@@ -752,7 +779,7 @@ EXPORTS = {"hf": "artifacts/export/model", "gguf": "artifacts/export/model.gguf"
 LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
-@main.command()
+@main.command(cls=Computing)
 @click.option("--to", "form", type=click.Choice(list(EXPORTS)), default="hf",
               help="hf: a folder to publish, with its model card.  gguf: one file, for llama.cpp and Ollama.")
 @click.option("--tok", help="The tokenizer's .model file.  [default: the checkpoint's own]")
@@ -819,7 +846,7 @@ def show_plan(made: object) -> dict[str, object]:
     return rows
 
 
-@main.command(context_settings=FREE)
+@main.command(cls=Computing, context_settings=FREE)
 @click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--batch", type=click.IntRange(min=1), help="Sequences that a device holds at a time.  [default: the config's]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps: this machine, measured; a100, h100, ...: by data sheet.")
@@ -895,7 +922,7 @@ def more_time(checkpoint: object, seen: int) -> str | None:
             f"the same command with --max_minutes {minutes} trains for so long.")
 
 # %% ../nbs/99_cli.ipynb #e6754c45
-@main.command(context_settings=FREE)
+@main.command(cls=Computing, context_settings=FREE)
 @click.option("--config", default="demo", help="tiny, lesson, demo, ... or the path of a JSON file.")
 @click.option("--root", default=DEMO, help="Where everything goes.")
 @click.option("--stories", type=click.IntRange(min=10), default=30_000, help="Stories to train on.")
