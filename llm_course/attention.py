@@ -167,7 +167,7 @@ class RMSNorm(nn.Module):
 
     @shape_checked
     def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
-        """Normalise over the last dimension; shape and dtype stay."""
+        """Normalise over the last dimension; the shape stays, the dtype is that of weight times x."""
         if written_out(x) and self.weight.dtype == torch.float32:
             return RMSNormFunction.apply(x, self.weight, self.eps)
         return self.weight * unit_rms(x, self.eps)[0].to(x.dtype)
@@ -230,7 +230,8 @@ class BlockedAttention(torch.autograd.Function):
     """Causal attention of q (N, G, T, D), k and v (N, T, D), all of one dtype, for a processor: the plain formula, in blocks of queries.
 
     The G query heads of a key head are rows of the same products. Scores are q k^T: q comes scaled. For the backward pass the
-    weights of up to `POSITIONS_KEPT` are kept, at most five eighths of N G T T numbers; those of more are computed again.
+    weights of up to `POSITIONS_KEPT` are kept, of N G T T numbers five eighths or fewer from T = 256 on, and all at 64; those of more
+    positions are computed again.
     """
 
     @staticmethod

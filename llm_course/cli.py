@@ -462,7 +462,7 @@ def refuse_shape(typed: dict[str, str], init_from: str) -> None:
 
 
 @main.command(cls=Computing, context_settings=FREE)
-@click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
+@click.option("--config", default="125m", help="tiny, lesson, demo, speedrun, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, if there is one.")
 @click.option("--init_from", help="Begin with the weights, and the shape but for the context, of a checkpoint or a Qwen3 folder.")
 @click.option("--data", default=SHARDS, help="The shards to train on.")
@@ -847,7 +847,7 @@ def show_plan(made: object) -> dict[str, object]:
 
 
 @main.command(cls=Computing, context_settings=FREE)
-@click.option("--config", default="125m", help="tiny, lesson, demo, 125m, 350m, 1.3b, or the path of a JSON file.")
+@click.option("--config", default="125m", help="tiny, lesson, demo, speedrun, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--batch", type=click.IntRange(min=1), help="Sequences that a device holds at a time.  [default: the config's]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps: this machine, measured; a100, h100, ...: by data sheet.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, help="How many of them train together.")

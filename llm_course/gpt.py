@@ -33,7 +33,7 @@ def _checked(name: str, kind: type, value: object) -> bool | int | float:
     if kind is bool and isinstance(value, bool): return value
     if kind is int and number and isinstance(value, int) and value >= (0 if name == "head_dim" else 1): return value
     if kind is float and number and math.isfinite(value) and value > 0: return float(value)
-    wanted = {bool: "true or false", int: "a whole number from 1 to 2**31", float: "a finite number above 0"}[kind]
+    wanted = {bool: "true or false", int: "a whole number from 1 to 2**31", float: "a number in (0, 2**31]"}[kind]
     raise CourseError(f"{name} is {value!r}, and should be {wanted}.")
 
 # %% ../nbs/05_gpt.ipynb #539b6241
@@ -261,7 +261,7 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """Draw every matrix from a normal distribution of std 0.02, and leave the gains of the norms at 1.
 
-        The two matrices of a block that write to the stream are smaller by sqrt(2 L): 2 L additions then keep its size
+        The two matrices of a block that write to the stream are smaller by sqrt(2 L): 2 L additions then add up to one
         (GPT-2: Radford et al. 2019, section 2.3). The first loss is then ln V, and about 0.02² C / 2 above.
         """
         for name, weight in self.named_parameters():
@@ -273,8 +273,8 @@ class GPT(nn.Module):
     def begin_copying(self, strength: float) -> None:
         """Let the last block's attention write what it reads, `strength` times: v becomes orthogonal, and o its transpose.
 
-        With a tied head, a token that is looked at is then likelier at once. Query heads of one kv head share its part. After
-        Trockman and Kolter 2023, arXiv:2305.09828, who begin every block so.
+        With a tied head, a token that is looked at is then likelier at once. Query heads of one kv head share its part. The
+        idea is from Trockman and Kolter 2023, arXiv:2305.09828.
         """
         attention, group = self.model.layers[-1].self_attn, self.config.n_heads // self.config.n_kv_heads
         nn.init.orthogonal_(attention.v_proj.weight)  # (K D, C)

@@ -149,7 +149,8 @@ class Ledger(TorchDispatchMode):
     """Within it, a tensor's memory is entered when it is taken and struck out when it is free, and every call of torch is noted.
 
     `now` and, as it was at the highest, `peak`: bytes under the tag that they were entered with, whatever `tag` was then.
-    `calls`: how often each (name, operations, bytes read and written) has come; a view moves nothing, and is none."""
+    `calls`: how often each (name, operations, bytes) has come. Bytes are those of what it reads and writes, what it changes in place
+    counted once; a view moves nothing, and is no call."""
 
     def __init__(self, tag: str = "tensors") -> None:
         super().__init__()
@@ -357,6 +358,7 @@ class Plan:
     tokens: int  # to train on
     largest: int  # sequences at a time that would fit; 0 if one is too many
     recomputing: int  # the same with checkpoint_activations
+    enlarged: bool = False  # whether steps had to grow for so many sequences at a time
 
     @property
     def peak(self) -> int:
@@ -384,7 +386,8 @@ class Plan:
         need, have = (f"{size / 1e9:,.1f} GB" for size in (self.peak, self.device.memory))
         if self.fits: return f"It fits: {need} of {have}."
         for size, flag in ((self.largest, ""), (self.recomputing, " --checkpoint_activations true")):
-            if size: return f"It does not fit: {need} of {have}; --batch {size}{flag} does, and gives the same result."
+            whole = f"--batch_size {self.config.training.batch_size} " if self.enlarged else ""
+            if size: return f"It does not fit: {need} of {have}; {whole}--batch {size}{flag} does, and gives the same result."
         return (f"It does not fit: {need} of {have}, and not one sequence does: take a smaller --seq_len or --config, or a device"
                 " with more memory. More devices do not help, since each holds the whole model.")
 
@@ -400,7 +403,7 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
         raise CourseError(f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}")
     for name, number in (("batch", batch), ("devices", devices), ("tokens", tokens)):
         if number is not None and number < 1: raise CourseError(f"{name} is {number}: it must be at least 1.")
-    config = with_batch(config, batch, devices)
+    wished, config = config, with_batch(config, batch, devices)
     sheet, asked = DEVICES.get(device), config.training.precision
     here = None if sheet else pick_device(device)
     precision = pick_precision(asked, here)[0] if here else torch.float32 if asked == "fp32" else torch.bfloat16
@@ -421,7 +424,8 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     rate = machine.rates[precision]
     seconds = played.seconds(rate, machine.bandwidth) if here else played.operations / rate
     tokens = tokens or 20 * config.model.n_params
-    return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again)
+    enlarged = training.batch_size > wished.training.batch_size
+    return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again, enlarged)
 
 
 def with_batch(config: Config, batch: int | None, devices: int, **changes: object) -> Config:

@@ -313,10 +313,11 @@ def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 def keep_memory() -> None:
     """Let this process reuse the memory that it frees: steps on a CPU get shorter. For Linux; harmless elsewhere.
 
-    M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt(3): nothing below 1 GiB goes back to the system."""
+    M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's mallopt(3): nothing below 1 GiB (32 MiB before glibc 2.35) goes back to the system."""
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1), libc.mallopt(-3, 2**30)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)   # the old ones refuse more
 
 # %% ../nbs/06_training.ipynb #4fae8bb4
 class World(NamedTuple):
@@ -888,6 +889,9 @@ def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> 
     if "cuda" in state["random"] and run.device.type == "cuda": torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
     say(f"Resuming {folder} at step {run.step:,} of {run.max_steps:,}.")
     if changes: say("Changed since: " + listed(changes) + ".")
+    text = manifest["run"].get("data")
+    if text and (other := config_changes({"train": text["train"]}, {"train": facts(run)["data"]["train"]})):
+        say(f"The shards hold another text than before: {listed(other)}.")
     before = dict(manifest["run"].get("machine") or {})
     if differs := {name: (before.get(name), now) for name, now in machine(run).items() if before.get(name) != now}:
         say(f"The same to within rounding, not to the bit: {listed(differs)}.")
@@ -1100,11 +1104,13 @@ def step_that_fits(run: Run) -> tuple[float, float]:
 def what_fits(run: Run) -> str:
     """The settings that let a step fit, found by trying: smaller micro batches first, then activation checkpointing."""
     run.model.zero_grad()
-    for recompute in {run.model.checkpoint_activations: "", True: " --checkpoint_activations true"}.items():
-        size, run.model.checkpoint_activations = run.micro_batch_size, recompute[0]
-        while size > 1:
+    before = run.model.checkpoint_activations
+    for recompute in sorted({before, True}):
+        run.model.checkpoint_activations, more = recompute, " --checkpoint_activations true" * (recompute > before)
+        size = run.micro_batch_size if more else run.micro_batch_size // 2
+        while size:
+            if fits(run, size): return f"--micro_batch_size {max(1, size // 2)}{more} does, and gives the same result"
             size //= 2
-            if fits(run, size): return f"--micro_batch_size {max(1, size // 2)}{recompute[1]} does, and gives the same result"
     return "not even one sequence does; try a smaller --seq_len or --config"
 
 def fits(run: Run, size: int) -> bool:

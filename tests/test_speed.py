@@ -1,5 +1,6 @@
 """Counts against PyTorch's own and real tensors; the planner's memory against that of a process; `plan` and its mistakes."""
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -290,3 +291,13 @@ def test_what_is_said_of_no_batch_that_fits(tmp_path: Path):
     "1.5 billion parameters with all they need do not fit into 24 GB, whatever is done: an answer, and not a failure."
     out = fine(course("plan", "--config", "1.3b", "--n_layers", 28, "--batch", 1, "--device", "l4", cwd=tmp_path))
     assert "does not fit" in out and "smaller --seq_len or --config" in out
+
+
+@pytest.mark.parametrize("config, batch", [("demo", 4096), ("125m", 64)])
+def test_what_is_advised_is_the_same_training(config: str, batch: int, tmp_path: Path):
+    "The words that the sentence names, typed after the config, fit, in steps of as many sequences as were planned before."
+    before = fine(course("plan", "--config", config, "--batch", batch, "--device", "l4", cwd=tmp_path))
+    words = re.search(r"does not fit: .+; (--.+) does, and gives the same result", before)[1].split()
+    after = fine(course("plan", "--config", config, *words, "--device", "l4", cwd=tmp_path))
+    assert "It fits" in after
+    assert len({re.search(r"step +([\d,]+) sequences", text)[1] for text in (before, after)}) == 1

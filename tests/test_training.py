@@ -113,6 +113,17 @@ def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
     assert told(tmp_path / "cut") == told(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("micro, room, advice", [
+    (8, {False: 4}, "--micro_batch_size 2 does"), (8, {True: 8}, "--micro_batch_size 4 --checkpoint_activations true does"),
+    (1, {True: 1}, "--micro_batch_size 1 --checkpoint_activations true does"), (1, {}, "not even one"),
+    (8, {False: 1, True: 8}, "--micro_batch_size 1 does")])
+def test_what_fits_is_searched_to_the_end(micro, room, advice, shards, monkeypatch):
+    """Smaller micro batches, then computing activations twice, from the size that was asked for down to one sequence."""
+    run = training.start_run(tiny(shards, batch_size=8, micro_batch_size=micro), shards, "cpu")
+    monkeypatch.setattr(training, "fits", lambda run, size: size <= room.get(run.model.checkpoint_activations, 0))
+    assert training.what_fits(run).startswith(advice)
+
+
 def test_resume_begins_where_there_is_nothing(shards, tmp_path):
     """The same command line works for the first start and for every later one."""
     said = []
@@ -130,6 +141,16 @@ def test_resume_says_what_has_changed(shards, tmp_path):
     result = run_quietly(tiny(shards, max_steps=4, lr=1e-4), shards, tmp_path, resume=True, say=said.append)
     assert result.steps == 4
     assert [line for line in said if "max_steps 2 → 4" in line and "lr 0.003 → 0.0001" in line]
+
+
+def test_resume_says_that_the_text_is_another(shards, tmp_path):
+    """More text may come in the middle of a run, and a run that goes on with it is told so; one that has the same text is not."""
+    run_quietly(tiny(shards, max_steps=1), shards, tmp_path / "out")
+    write_shards(write_tales(0, 390), Tokenizer.load(shards), tmp_path / "more", val_documents=write_tales(2, 10), seq_len=64)
+    for folder, n in ((shards, 0), (tmp_path / "more", 1)):
+        said = []
+        run_quietly(tiny(shards, max_steps=2 + n), folder, tmp_path / "out", resume=True, say=said.append)
+        assert sum("another text than before: documents 380 → 390" in line for line in said) == n, said
 
 
 def test_resume_refuses_another_model(shards, tmp_path):
