@@ -61,7 +61,7 @@ def filled_shards() -> type:
     return Filled
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, stories: int = 10_000) -> None:
     """Tales, tokenizer and shards of the demo, once for all rows."""
     from llm_course.corpus import Corpus, write_tales_corpus
     from llm_course.packing import write_shards
@@ -69,7 +69,7 @@ def prepare(root: Path) -> None:
     from llm_course.training import load_config
 
     model = load_config("demo").model
-    corpus, val = write_tales_corpus(root, 10_000, 500)
+    corpus, val = write_tales_corpus(root, stories, 500)
     tokenizer = train_tokenizer(Corpus(corpus, "line"), model.vocab_size)
     write_shards(Corpus(corpus, "line"), tokenizer, root / "shards", val_documents=Corpus(val, "line"), seq_len=model.seq_len)
 

@@ -1,0 +1,100 @@
+"""How far the demo's runs differ: the same steps from one seed after another, and which words of a tale's beginning each finds again.
+
+    python benchmarks/demo_seeds.py [--seeds 4] [--steps 2400] [--at_once 1] [--set name=value ...]
+
+Every seed is a process of its own, with its share of the threads; --set changes a field of the config, to try what it does. Results,
+with the machine and the versions, go to benchmarks/demo_seeds.json; the table is printed."""
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common import in_process, write_results
+from demo_ingredients import prepare
+
+LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words
+    "what somebody is": (r"(?<=clapped his |clapped her )", ["hands", "paws", "wings", "feet"]),  # a boy has hands, a rabbit paws
+    "the time of day": (r"\b", ["by noon", "by sunset", "before nightfall"]),  # what begins in the morning is done by noon
+}
+STORIES = 200
+
+
+def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
+    """Train from one seed here, in this process; judge the model by held-out tales, its own stories, and each lookup."""
+    import torch
+
+    from llm_course import evaluation, training
+    from llm_course.cli import CAREFUL
+    from llm_course.corpus import Corpus, write_tales
+    from llm_course.sampling import write
+
+    torch.set_num_threads(threads)
+    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
+                                           "eval_every": 0, **settings})
+    with tempfile.TemporaryDirectory() as out:
+        training.train(config, root / "shards", out, device="cpu", progress=False, say=lambda text: None)
+        checkpoint = training.load_checkpoint(out, "cpu")
+    model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
+    gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
+    stories = write(model, tokenizer, "Once upon a time", 600, **CAREFUL, seed=0, n_samples=STORIES, say=None)
+    tales = write_tales(seed=1_000_003, n=400)
+    return {"seed": seed, "gap": gap, "right": evaluation.judge(stories).right,
+            "sure": {name: sure(model, tokenizer, tales, *lookup) for name, lookup in LOOKUPS.items()}}
+
+
+def sure(model: object, tokenizer: object, tales: list[str], before: str, words: list[str]) -> float:
+    """In what share of the places where one of `words` comes the model gives it five sixths or more of what all of them get.
+
+    The demo draws at a temperature of 0.6 and drops what has less than a fifth of the best one's probability: then it is not wrong."""
+    from llm_course.evaluation import loss_table
+
+    found = []
+    for tale in tales:
+        for place in re.finditer(f"{before}({'|'.join(words)})\\b", tale):
+            texts = [tale[: place.start()] + word for word in words]
+            nats = [row[: len(tokenizer.encode(text))].sum() for row, text in zip(loss_table(model, tokenizer, texts), texts)]
+            right = nats[words.index(place.group())]
+            found.append(sum((right - other).exp().item() for other in nats) <= 6 / 5)
+    return sum(found) / len(found)
+
+
+def table(results: list[dict]) -> str:
+    """The results as a table in Markdown: a row for each seed."""
+    lines = ["| seed | gap | of 200 stories, right | " + " | ".join(f"sure: {name}" for name in LOOKUPS) + " |",
+             "|---|---:|---:|" + "---:|" * len(LOOKUPS)]
+    for result in results:
+        cells = [result["gap"], result["right"], *(result["sure"][name] for name in LOOKUPS)]
+        lines.append(f"| {result['seed']} | " + " | ".join(f"{cell:.1%}" for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("seeds", 4), ("steps", 2400), ("at_once", 1)): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--set", nargs="*", default=[], metavar="name=value", help="fields of the config")
+    for name, kind in (("seed", int), ("threads", int), ("root", Path)): parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.root:
+        settings = dict(word.split("=", 1) for word in args.set)
+        return print(json.dumps(run_seed(args.seed, args.steps, args.threads, settings, args.root)))
+    threads = max(1, (os.cpu_count() or 1) // args.at_once)
+    with tempfile.TemporaryDirectory() as root, ThreadPoolExecutor(args.at_once) as at_once:
+        prepare(Path(root), 30_000)
+
+        def row(seed: int) -> dict:
+            words = ("--seed", seed, "--steps", args.steps, "--threads", threads, "--root", root, "--set", *args.set)
+            result = in_process(__file__, *words, OMP_NUM_THREADS=str(threads))
+            print(result, file=sys.stderr, flush=True)
+            return result
+
+        results = list(at_once.map(row, range(args.seeds)))
+    if not args.set: write_results(__file__, results)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
