@@ -92,7 +92,7 @@ def main() -> None:
             return result
 
         results = list(at_once.map(row, range(args.seeds)))
-    if not args.set: write_results(__file__, results)
+    write_results(__file__, results)
     print(table(results))
 
 
