@@ -24,23 +24,30 @@ ROWS = {  # what is left out: the settings that leave it out
 }
 
 
-def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Path) -> dict:
-    """Train one row here, in this process: bits above the entropy for each tale, and tokens per second."""
+def trained(steps: int, seed: int, threads: int, shards: Path, settings: dict[str, object]) -> tuple[object, list[dict]]:
+    """The demo's model after so many steps here, in this process, with other settings; and the log of its training."""
     import torch
 
+    from llm_course import training
+
+    torch.set_num_threads(threads)
+    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
+                                           "eval_every": 0, **settings})
+    with tempfile.TemporaryDirectory() as out:
+        training.train(config, shards, out, device="cpu", progress=False, say=lambda text: None)
+        return training.load_checkpoint(out, "cpu"), training.read_log(out)
+
+
+def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Path) -> dict:
+    """Train one row here, in this process: bits above the entropy for each tale, and tokens per second."""
     from llm_course import evaluation, training
     from llm_course.corpus import Corpus
 
-    torch.set_num_threads(threads)
     settings = dict(ROWS[row])
     if not settings.pop("keep_memory", True): training.keep_memory = lambda: None
     if settings.pop("filled", False): training.Shards = filled_shards()
-    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
-                                           "eval_every": 0, "log_every": 5, **settings})
-    with tempfile.TemporaryDirectory() as out:
-        training.train(config, shards, out, device="cpu", progress=False, say=lambda text: None)
-        speeds = [entry["tokens_per_second"] for entry in training.read_log(out) if "tokens_per_second" in entry]
-        checkpoint = training.load_checkpoint(out, "cpu")
+    checkpoint, log = trained(steps, seed, threads, shards, {"log_every": 5, **settings})
+    speeds = [entry["tokens_per_second"] for entry in log if "tokens_per_second" in entry]
     tales = list(Corpus(val, "line"))[:100]
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, tales)
     return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.floor_bits) / len(tales), "gap": found.gap,

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common import in_process, write_results
-from demo_ingredients import prepare
+from demo_ingredients import prepare, trained
 
 LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words
     "what somebody is": (r"(?<=clapped his |clapped her )", ["hands", "paws", "wings", "feet"]),  # a boy has hands, a rabbit paws
@@ -25,19 +25,12 @@ STORIES = 200
 
 def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
     """Train from one seed here, in this process; judge the model by held-out tales, its own stories, and each lookup."""
-    import torch
-
-    from llm_course import evaluation, training
+    from llm_course import evaluation
     from llm_course.cli import CAREFUL
     from llm_course.corpus import Corpus, write_tales
     from llm_course.sampling import write
 
-    torch.set_num_threads(threads)
-    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
-                                           "eval_every": 0, **settings})
-    with tempfile.TemporaryDirectory() as out:
-        training.train(config, root / "shards", out, device="cpu", progress=False, say=lambda text: None)
-        checkpoint = training.load_checkpoint(out, "cpu")
+    checkpoint, _ = trained(steps, seed, threads, root / "shards", settings)
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
     stories = write(model, tokenizer, "Once upon a time", 600, **CAREFUL, seed=0, n_samples=STORIES, say=None)
@@ -50,6 +43,8 @@ def sure(model: object, tokenizer: object, tales: list[str], before: str, words:
     """In what share of the places where one of `words` comes the model gives it five sixths or more of what all of them get.
 
     The demo draws at a temperature of 0.6 and drops what has less than a fifth of the best one's probability: then it is not wrong."""
+    import torch
+
     from llm_course.evaluation import loss_table
 
     found = []
@@ -57,14 +52,14 @@ def sure(model: object, tokenizer: object, tales: list[str], before: str, words:
         for place in re.finditer(f"{before}({'|'.join(words)})\\b", tale):
             texts = [tale[: place.start()] + word for word in words]
             nats = [row[: len(tokenizer.encode(text))].sum() for row, text in zip(loss_table(model, tokenizer, texts), texts)]
-            right = nats[words.index(place.group())]
-            found.append(sum((right - other).exp().item() for other in nats) <= 6 / 5)
+            shares = torch.stack(nats).neg().softmax(0)
+            found.append(shares[words.index(place.group())].item() >= 5 / 6)
     return sum(found) / len(found)
 
 
 def table(results: list[dict]) -> str:
     """The results as a table in Markdown: a row for each seed."""
-    lines = ["| seed | gap | of 200 stories, right | " + " | ".join(f"sure: {name}" for name in LOOKUPS) + " |",
+    lines = [f"| seed | gap | of {STORIES} stories, right | " + " | ".join(f"sure: {name}" for name in LOOKUPS) + " |",
              "|---|---:|---:|" + "---:|" * len(LOOKUPS)]
     for result in results:
         cells = [result["gap"], result["right"], *(result["sure"][name] for name in LOOKUPS)]

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
            'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'ENOUGH', 'sentence',
-           'Stage', 'signals_wait', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command',
-           'next_command', 'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales',
-           'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed',
-           'as_text', 'hold_out', 'validation', 'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields',
-           'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
-           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'show_plan', 'plan', 'draw_losses',
-           'show_results', 'show_stories', 'more_time', 'demo']
+           'Stage', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table',
+           'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories',
+           'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation',
+           'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments',
+           'describe_config', 'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate',
+           'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat',
+           'export', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -28,7 +27,6 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from importlib import import_module
 from inspect import getsource
 from pathlib import Path
 
@@ -71,25 +69,13 @@ class Stage(click.Command):
             raise click.UsageError(message, ctx) from error
 
 # %% ../nbs/99_cli.ipynb #load0002
-@contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    "Within it, Ctrl-C and SIGTERM wait for its end; not on Windows."
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class Computing(Stage):
     "A Stage that loads PyTorch first, undisturbed."
 
     def load(self) -> None:
-        with signals_wait():
-            import_module("llm_course.training")
+        from llm_course.corpus import signals_wait
+        with signals_wait(signal.SIGINT, signal.SIGTERM):
+            import llm_course.training
 
 # %% ../nbs/99_cli.ipynb #6d4ab27a
 def speak(line: str = "", err: bool = False) -> None:

@@ -9,8 +9,8 @@ __all__ = ['OF_THE_HERO', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'LARGEST', '
            'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale',
            'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'within', 'read_whole', 'lines_of', 'each_line',
            'each_paragraph', 'whole_file', 'between', 'opened', 'detect_format', 'find_texts', 'Corpus', 'json_text',
-           'held_out', 'sync_folder', 'check_replaceable', 'atomic_write', 'write_tales_corpus', 'file_sha256',
-           'file_size', 'fetch_rest', 'fetch_all', 'download']
+           'held_out', 'sync_folder', 'check_replaceable', 'atomic_write', 'signals_wait', 'write_tales_corpus',
+           'file_sha256', 'file_size', 'fetch_rest', 'fetch_all', 'download']
 
 # %% ../nbs/01_corpus.ipynb #62dae905
 import difflib
@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -1160,6 +1161,19 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+# %% ../nbs/01_corpus.ipynb #wait0002
+@contextmanager
+def signals_wait(*numbers: int) -> Iterator[None]:
+    "Within it these signals wait for its end, and a process or a thread that starts in it never gets them. (Not on Windows.)"
+    if os.name == "nt":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../nbs/01_corpus.ipynb #4f934879
 def write_tales_corpus(

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpus import CourseError, atomic_write, file_sha256, held_out, read_whole, sync_folder
+from .corpus import CourseError, atomic_write, file_sha256, held_out, read_whole, signals_wait, sync_folder
 from .tokenizer import Tokenizer, id_dtype
 
 # %% ../nbs/03_packing.ipynb #2f73fa71
@@ -363,19 +363,6 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Within it an interrupt waits, and a process that starts in it never gets one: we end it. (Not on Windows.)"""
-    if os.name == "nt":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `CourseError` when one of these is killed."""
     most = 61 if os.name == "nt" else number  # Windows waits for no more
@@ -383,7 +370,7 @@ def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]]
 
     def give(documents: list[str]) -> Future:
         try:
-            with _no_interrupt():
+            with signals_wait(signal.SIGINT):  # a process that starts here never gets one: we end it
                 return pool.submit(_work, documents)
         except OSError as error:
             raise CourseError(f"The system starts no further process ({error.strerror}): try fewer workers.") from error

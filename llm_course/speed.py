@@ -358,7 +358,7 @@ class Plan:
     tokens: int  # to train on
     largest: int  # sequences at a time that would fit; 0 if one is too many
     recomputing: int  # the same with checkpoint_activations
-    enlarged: bool = False  # whether steps had to grow for so many sequences at a time
+    enlarged: bool  # whether steps had to grow for so many sequences at a time
 
     @property
     def peak(self) -> int:
@@ -385,8 +385,8 @@ class Plan:
         "Whether it fits and, if not, what to change."
         need, have = (f"{size / 1e9:,.1f} GB" for size in (self.peak, self.device.memory))
         if self.fits: return f"It fits: {need} of {have}."
+        whole = f"--batch_size {self.config.training.batch_size} " if self.enlarged else ""
         for size, flag in ((self.largest, ""), (self.recomputing, " --checkpoint_activations true")):
-            whole = f"--batch_size {self.config.training.batch_size} " if self.enlarged else ""
             if size: return f"It does not fit: {need} of {have}; {whole}--batch {size}{flag} does, and gives the same result."
         return (f"It does not fit: {need} of {have}, and not one sequence does: take a smaller --seq_len or --config, or a device"
                 " with more memory. More devices do not help, since each holds the whole model.")
@@ -403,7 +403,8 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
         raise CourseError(f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}")
     for name, number in (("batch", batch), ("devices", devices), ("tokens", tokens)):
         if number is not None and number < 1: raise CourseError(f"{name} is {number}: it must be at least 1.")
-    wished, config = config, with_batch(config, batch, devices)
+    enlarged = (batch or 0) * devices > config.training.batch_size
+    config = with_batch(config, batch, devices)
     sheet, asked = DEVICES.get(device), config.training.precision
     here = None if sheet else pick_device(device)
     precision = pick_precision(asked, here)[0] if here else torch.float32 if asked == "fp32" else torch.bfloat16
@@ -424,7 +425,6 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     rate = machine.rates[precision]
     seconds = played.seconds(rate, machine.bandwidth) if here else played.operations / rate
     tokens = tokens or 20 * config.model.n_params
-    enlarged = training.batch_size > wished.training.batch_size
     return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again, enlarged)
 
 
