@@ -882,7 +882,7 @@ def show_results(checkpoint: object, seen: int, root: Path) -> None:
                       "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
 
 
-CAREFUL = {"temperature": 0.6, "min_p": 0.2, "repetition_penalty": 1.2}  # no far-fetched word, and none again without need
+CAREFUL = {"temperature": 1.0, "min_p": 0.5, "repetition_penalty": 1.1}  # no far-fetched word, and none again without need
 
 
 def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
