@@ -42,7 +42,7 @@ def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root
 def sure(model: object, tokenizer: object, tales: list[str], before: str, words: list[str]) -> float:
     """In what share of the places where one of `words` comes the model gives it more than two thirds of what all of them get.
 
-    The demo drops what has less than half of the best one's probability: then it is not wrong."""
+    The demo drops what has less than half of the best one's probability: then the right one is left alone."""
     import torch
 
     from llm_course.evaluation import loss_table
