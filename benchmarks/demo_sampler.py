@@ -12,11 +12,19 @@ import sys
 
 from common import write_results
 
-ROWS = [  # temperature, min_p, repetition_penalty
+SAMPLER = ("temperature", "min_p", "repetition_penalty")
+ROWS = [  # of these three
     (1.0, 0.5, 1.0), (1.0, 0.5, 1.05), (1.0, 0.5, 1.1), (1.0, 0.5, 1.2),
     (1.0, 0.0, 1.1), (1.0, 0.2, 1.1), (1.0, 0.7, 1.1), (0.6, 0.2, 1.2),
 ]
 STORIES = 200
+
+
+def written(checkpoint: object, **sampler: float) -> list[str]:
+    """The stories that a demo's model writes, as the demo has it write them but for the sampler."""
+    from llm_course.sampling import write
+
+    return write(checkpoint.model.eval(), checkpoint.tokenizer, "Once upon a time", 600, **sampler, seed=0, n_samples=STORIES, say=None)
 
 
 def found(stories: list[str]) -> dict[str, float]:
@@ -29,16 +37,13 @@ def found(stories: list[str]) -> dict[str, float]:
 def measure(checkpoints: list[str]) -> list[dict]:
     """Every sampler with every checkpoint, and the tales."""
     from llm_course.corpus import write_tales
-    from llm_course.sampling import write
     from llm_course.training import load_checkpoint
 
     loaded = [load_checkpoint(path, "cpu") for path in checkpoints]
     results = []
-    for temperature, min_p, penalty in ROWS:
-        sampler = {"temperature": temperature, "min_p": min_p, "repetition_penalty": penalty}
-        each = [found(write(one.model.eval(), one.tokenizer, "Once upon a time", 600, **sampler, seed=0, n_samples=STORIES, say=None))
-                for one in loaded]
-        results.append({**sampler, "each": each})
+    for row in ROWS:
+        sampler = dict(zip(SAMPLER, row))
+        results.append({**sampler, "each": [found(written(one, **sampler)) for one in loaded]})
         print(results[-1], file=sys.stderr, flush=True)
     return [*results, {"tales": True, "each": [found(write_tales(seed=1_000_003, n=STORIES))]}]
 
@@ -48,7 +53,7 @@ def table(results: list[dict]) -> str:
     lines = [f"| temperature | min-p | repetition penalty | of {STORIES} stories, right | different words |", "|---:|---:|---:|---:|---:|"]
     for row in results:
         right, words = (statistics.mean(one[name] for one in row["each"]) for name in ("right", "words"))
-        names = ["the tales", "", ""] if "tales" in row else [f"{row[name]:g}" for name in ("temperature", "min_p", "repetition_penalty")]
+        names = ["the tales", "", ""] if "tales" in row else [f"{row[name]:g}" for name in SAMPLER]
         lines.append("| " + " | ".join([*names, f"{right:.1%}", f"{words:,.0f}"]) + " |")
     return "\n".join(lines)
 

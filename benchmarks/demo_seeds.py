@@ -15,12 +15,12 @@ from pathlib import Path
 
 from common import in_process, write_results
 from demo_ingredients import prepare, trained
+from demo_sampler import STORIES, written
 
 LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words
     "what somebody is": (r"(?<=clapped his |clapped her )", ["hands", "paws", "wings", "feet"]),  # a boy has hands, a rabbit paws
     "the time of day": (r"\b", ["by noon", "by sunset", "before nightfall"]),  # what begins in the morning is done by noon
 }
-STORIES = 200
 
 
 def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
@@ -28,14 +28,12 @@ def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root
     from llm_course import evaluation
     from llm_course.cli import CAREFUL
     from llm_course.corpus import Corpus, write_tales
-    from llm_course.sampling import write
 
     checkpoint, _ = trained(steps, seed, threads, root / "shards", settings)
     model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
     gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
-    stories = write(model, tokenizer, "Once upon a time", 600, **CAREFUL, seed=0, n_samples=STORIES, say=None)
     tales = write_tales(seed=1_000_003, n=400)
-    return {"seed": seed, "gap": gap, "right": evaluation.judge(stories).right,
+    return {"seed": seed, "gap": gap, "right": evaluation.judge(written(checkpoint, **CAREFUL)).right,
             "sure": {name: sure(model, tokenizer, tales, *lookup) for name, lookup in LOOKUPS.items()}}
 
 

@@ -403,8 +403,7 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
         raise CourseError(f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}")
     for name, number in (("batch", batch), ("devices", devices), ("tokens", tokens)):
         if number is not None and number < 1: raise CourseError(f"{name} is {number}: it must be at least 1.")
-    enlarged = (batch or 0) * devices > config.training.batch_size
-    config = with_batch(config, batch, devices)
+    wished, config = config.training.batch_size, with_batch(config, batch, devices)
     sheet, asked = DEVICES.get(device), config.training.precision
     here = None if sheet else pick_device(device)
     precision = pick_precision(asked, here)[0] if here else torch.float32 if asked == "fp32" else torch.bfloat16
@@ -425,7 +424,8 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     rate = machine.rates[precision]
     seconds = played.seconds(rate, machine.bandwidth) if here else played.operations / rate
     tokens = tokens or 20 * config.model.n_params
-    return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again, enlarged)
+    return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again,
+                training.batch_size > wished)
 
 
 def with_batch(config: Config, batch: int | None, devices: int, **changes: object) -> Config:

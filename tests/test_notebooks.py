@@ -103,6 +103,14 @@ def test_committed_with_its_outputs(path: Path):
 
 
 @notebook
+def test_shows_no_folder_of_the_machine_that_ran_it(path: Path):
+    "As a warning does that names the file it comes from."
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            assert 'File "/' not in "".join(output.get("text", "")), f"{path.name} shows a path below:\n{source(cell)}"
+
+
+@notebook
 def test_small_enough_to_read_on_the_web(path: Path):
     assert path.stat().st_size < 300 * 1024, f"{path.name} has {path.stat().st_size / 1024:.0f} KB: smaller or fewer pictures"
 
