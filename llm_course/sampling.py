@@ -230,7 +230,7 @@ class Decoder:
         self.cache.advance(ids.shape[1])
         return logits
 
-    @torch.no_grad()
+    @torch.inference_mode()  # as no_grad, and each call is cheaper still
     def through(self, ids: Int[Tensor, "B T"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B V"]:
         "All that is computed: `ids`, at the positions of these angles, go through every layer."
         weights, x = self.weights, F.embedding(ids, self.weights.embedding)
