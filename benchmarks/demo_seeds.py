@@ -1,6 +1,6 @@
 """How far the demo's runs differ: the same steps from one seed after another, and which words of a tale's beginning each finds again.
 
-    python benchmarks/demo_seeds.py [--seeds 4] [--steps 1800] [--at_once 1] [--set name=value ...]
+    python benchmarks/demo_seeds.py [--seeds 4] [--steps 2600] [--at_once 1] [--set name=value ...]
 
 Every seed is a process of its own, with its share of the threads; --set changes a field of the config, to try what it does. Results,
 with the machine and the versions, go to benchmarks/demo_seeds.json; the table is printed."""
@@ -67,7 +67,7 @@ def table(results: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seeds", 4), ("steps", 1800), ("at_once", 1)): parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("seeds", 4), ("steps", 2600), ("at_once", 1)): parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--set", nargs="*", default=[], metavar="name=value", help="fields of the config")
     for name, kind in (("seed", int), ("threads", int), ("root", Path)): parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
