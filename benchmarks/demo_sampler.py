@@ -12,19 +12,13 @@ import sys
 
 from common import write_results
 
+from llm_course.cli import STORIES, own_stories
+
 SAMPLER = ("temperature", "min_p", "repetition_penalty")
 ROWS = [  # of these three
     (1.0, 0.5, 1.0), (1.0, 0.5, 1.05), (1.0, 0.5, 1.1), (1.0, 0.5, 1.2),
     (1.0, 0.0, 1.1), (1.0, 0.2, 1.1), (1.0, 0.7, 1.1), (0.6, 0.2, 1.2),
 ]
-STORIES = 200
-
-
-def written(checkpoint: object, **sampler: float) -> list[str]:
-    """The stories that a demo's model writes, as the demo has it write them but for the sampler."""
-    from llm_course.sampling import write
-
-    return write(checkpoint.model.eval(), checkpoint.tokenizer, "Once upon a time", 600, **sampler, seed=0, n_samples=STORIES, say=None)
 
 
 def found(stories: list[str]) -> dict[str, float]:
@@ -43,7 +37,7 @@ def measure(checkpoints: list[str]) -> list[dict]:
     results = []
     for row in ROWS:
         sampler = dict(zip(SAMPLER, row))
-        results.append({**sampler, "each": [found(written(one, **sampler)) for one in loaded]})
+        results.append({**sampler, "each": [found(own_stories(one, **sampler)) for one in loaded]})
         print(results[-1], file=sys.stderr, flush=True)
     return [*results, {"tales": True, "each": [found(write_tales(seed=1_000_003, n=STORIES))]}]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from common import in_process, write_results
 from demo_ingredients import prepare, trained
-from demo_sampler import STORIES, written
+
+from llm_course.cli import STORIES, own_stories
 
 LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words
     "what somebody is": (r"(?<=clapped his |clapped her )", ["hands", "paws", "wings", "feet"]),  # a boy has hands, a rabbit paws
@@ -26,14 +27,13 @@ LOOKUPS = {  # what a tale tells early and needs late: what stands before the wo
 def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
     """Train from one seed here, in this process; judge the model by held-out tales, its own stories, and each lookup."""
     from llm_course import evaluation
-    from llm_course.cli import CAREFUL
     from llm_course.corpus import Corpus, write_tales
 
     checkpoint, _ = trained(steps, seed, threads, root / "shards", settings)
-    model, tokenizer = checkpoint.model.eval(), checkpoint.tokenizer
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
     gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
     tales = write_tales(seed=1_000_003, n=400)
-    return {"seed": seed, "gap": gap, "right": evaluation.judge(written(checkpoint, **CAREFUL)).right,
+    return {"seed": seed, "gap": gap, "right": evaluation.judge(own_stories(checkpoint)).right,
             "sure": {name: sure(model, tokenizer, tales, *lookup) for name, lookup in LOOKUPS.items()}}
 
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
-           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'ENOUGH', 'sentence',
-           'Stage', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table',
-           'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories',
-           'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation',
-           'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments',
-           'describe_config', 'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate',
-           'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'chat',
-           'export', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'show_stories', 'more_time', 'demo']
+           'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'STORIES', 'ENOUGH',
+           'sentence', 'Stage', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command',
+           'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file',
+           'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text',
+           'hold_out', 'validation', 'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields',
+           'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
+           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
+           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'show_plan', 'plan', 'draw_losses',
+           'show_results', 'own_stories', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -885,14 +886,22 @@ def show_results(checkpoint: object, seen: int, root: Path) -> None:
 CAREFUL = {"temperature": 1.0, "min_p": 0.5, "repetition_penalty": 1.1}  # no far-fetched word, and none again without need
 
 
-def show_stories(checkpoint: object, prompt: str, n: int = 200) -> None:
-    "Three of `n` stories of the model, each with the grammar's verdict, and the share of all that are right."
-    from llm_course.evaluation import judge
+STORIES = 200  # of the model's own are judged
+
+
+def own_stories(checkpoint: object, **sampler: float) -> list[str]:
+    "The model's STORIES, always the same; written CAREFUL, but for what `sampler` sets."
     from llm_course.sampling import write
-    stories = write(checkpoint.model, checkpoint.tokenizer, prompt, 600, **CAREFUL, seed=0, n_samples=n, say=None)
+    return write(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampler, seed=0, n_samples=STORIES, say=None)
+
+
+def show_stories(checkpoint: object) -> None:
+    "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
+    from llm_course.evaluation import judge
+    stories = own_stories(checkpoint)
     for story in stories[:3]:
         click.echo(f"\n{textwrap.fill(visible(story), 100)}\n  {verdict(story)}")
-    click.echo(f"\nOf {n} such stories, {judge(stories).right:.1%} are right from beginning to end.")
+    click.echo(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 88 to 100 with 5.3 or more
@@ -922,10 +931,9 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) 
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=click.echo,
                           fresh=fresh, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
-    checkpoint.model.eval()
     seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root))
-    show_stories(checkpoint, "Once upon a time")
+    show_stories(checkpoint)
     if hint := more_time(checkpoint, seen): click.echo(hint)
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
     click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))
