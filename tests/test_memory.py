@@ -105,7 +105,7 @@ def children(pid: int) -> list[int]:
 def watched(*args: object, cwd: Path) -> list[float]:
     """The resident memory of `llm-course ARGS` and its workers, ten times a second, and at the end the most that it ever was.
 
-    Only of the time when there are most processes: a large text is read for seconds before the first worker begins."""
+    From when there are most processes: a large text is read for seconds before the first worker begins."""
     command = subprocess.Popen(
         [sys.executable, "-m", "llm_course", *map(str, args)],
         cwd=cwd,
@@ -113,16 +113,15 @@ def watched(*args: object, cwd: Path) -> list[float]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    seen: list[tuple[int, float]] = []
-    highest = 0.0
+    seen, processes, highest = [], [], 0.0
     while command.poll() is None:
         everyone = [command.pid, *children(command.pid)]
-        seen.append((len(everyone), sum(memory("VmRSS", pid) for pid in everyone)))
+        seen.append(sum(memory("VmRSS", pid) for pid in everyone))
+        processes.append(len(everyone))
         highest = max(highest, sum(memory("VmHWM", pid) for pid in everyone))
         time.sleep(0.1)
     assert command.returncode == 0, command.stderr.read().decode()
-    most = max(number for number, _ in seen)
-    return [*(taken for number, taken in seen if number == most), highest]
+    return [*seen[processes.index(max(processes)) :], highest]
 
 
 @pytest.mark.parametrize(
