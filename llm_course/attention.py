@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
-           'RotaryFunction', 'apply_rope', 'BlockedAttention', 'as_autocast', 'attention_in_blocks', 'on_processor',
-           'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'RotaryFunction', 'apply_rope', 'add_to_first', 'BlockedAttention', 'as_autocast', 'attention_in_blocks',
+           'on_processor', 'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -219,11 +219,18 @@ def apply_rope(
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if written_out(x):
         return RotaryFunction.apply(x, cos, sin)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    pairs, cos, sin = (z.unflatten(-1, (2, -1)) for z in (x, cos, sin))  # (..., 2, D / 2): channel i above channel i + D / 2
+    return (pairs * cos + pairs.flip(-2) * torch.stack((-sin[:, 0], sin[:, 1]), dim=1)).flatten(-2)
 
 # %% ../nbs/04_attention.ipynb #5d72ee9f
 POSITIONS_KEPT = 512  # the longest sequence whose weights are kept for the backward pass
+
+
+def add_to_first(total: Float[Tensor, "N T D"], part: Float[Tensor, "N S D"]) -> Float[Tensor, "N T D"]:
+    """`total` with `part` added to its first S positions: in place or, for torch.compile, which has no such thing, as a sum of equal shapes."""
+    if torch.compiler.is_compiling(): return total + F.pad(part, (0, 0, 0, total.shape[1] - part.shape[1]))
+    total[:, : part.shape[1]] += part
+    return total
 
 
 class BlockedAttention(torch.autograd.Function):
@@ -252,25 +259,25 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], v: Float[Tensor, "N T D"]) -> Float[Tensor, "N G T D"]:
-        out, kept = torch.empty_like(q), []
-        for start, end, weights in BlockedAttention.blocks(q, k):
-            out[:, :, start:end] = (weights @ v[:, :end]).unflatten(1, (q.shape[1], -1))
+        out, kept = [], []
+        for _, end, weights in BlockedAttention.blocks(q, k):
+            out.append((weights @ v[:, :end]).unflatten(1, (q.shape[1], -1)))
             if any(ctx.needs_input_grad) and q.shape[2] <= POSITIONS_KEPT: kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
-        return out
+        return torch.cat(out[::-1], dim=2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out: Float[Tensor, "N G T D"]) -> tuple[Float[Tensor, "N *G T D"], ...]:
         q, k, v, *kept = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        dq, dk, dv = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for start, end, weights in BlockedAttention.blocks(q, k, kept):
             d = d_out[:, :, start:end].flatten(1, 2)
-            dv[:, :end] += weights.mT @ d
+            dv = add_to_first(dv, weights.mT @ d)
             d_scores = torch._softmax_backward_data(d @ v[:, :end].mT, weights, -1, weights.dtype)
-            dq[:, :, start:end] = (d_scores @ k[:, :end]).unflatten(1, (q.shape[1], -1))
-            dk[:, :end] += d_scores.mT @ q[:, :, start:end].flatten(1, 2)
-        return dq, dk.to(k.dtype), dv.to(v.dtype)
+            dq.append((d_scores @ k[:, :end]).unflatten(1, (q.shape[1], -1)))
+            dk = add_to_first(dk, d_scores.mT @ q[:, :, start:end].flatten(1, 2))
+        return torch.cat(dq[::-1], dim=2), dk.to(k.dtype), dv.to(v.dtype)
 
 # %% ../nbs/04_attention.ipynb #autocst0
 def as_autocast(x: Tensor) -> Tensor:

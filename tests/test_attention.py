@@ -368,6 +368,20 @@ def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int,
         assert (found - want).norm() <= (0.03 if bf16 else 1e-5) * want.norm()
 
 
+@pytest.mark.parametrize("T", [64, 150, 300])
+def test_compiled_attention_in_blocks_is_the_same(T: int):
+    """torch.compile adds up what the blocks give for a key in another way than in place, and turns pairs by the plain formula."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    module, x, back = Attention(Sizes()), torch.randn(2, T, 7, requires_grad=True), torch.randn(2, T, 7)
+
+    def learned(call) -> list[torch.Tensor]:
+        out = call(x, *table(0, T))
+        return [out, *torch.autograd.grad(out, [x, *module.parameters()], back)]
+
+    torch.testing.assert_close(learned(torch.compile(module, backend="aot_eager", fullgraph=True)), learned(module), rtol=1e-4, atol=1e-5)
+
+
 def test_key_heads_that_are_repeated_give_the_same(monkeypatch: pytest.MonkeyPatch):
     """The way of a GPU in float32: all positions at once, and the newest ones alone."""
     torch.manual_seed(0)
