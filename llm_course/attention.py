@@ -253,8 +253,9 @@ class BlockedAttention(torch.autograd.Function):
             end = min(start + size, T)
             if not kept:
                 scores = q[:, :, start:end].flatten(1, 2) @ k[:, :end].mT
-                future = torch.full((end - start, end - start), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-                scores.unflatten(1, (G, -1))[..., start:] += future
+                first = 0 if torch.compiler.is_compiling() else start  # what lies in the future lies in the block; but see add_to_first
+                future = torch.full((end - start, end - first), -torch.inf, dtype=q.dtype, device=q.device).triu(1 + start - first)
+                scores.unflatten(1, (G, -1))[..., first:] += future
             yield start, end, kept[number] if kept else scores.softmax(-1, dtype=q.dtype)
 
     @staticmethod
