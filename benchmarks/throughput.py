@@ -2,8 +2,10 @@
 
     python benchmarks/throughput.py [--shapes 125m-short 125m-long 10m] [--rounds 3] [--steps 3] [--rows "ours, compiled" ...]
     python benchmarks/throughput.py --shapes 125m-gpu nanogpt --steps 20
+    python benchmarks/throughput.py --in_turns --steps 12 --rows "ours, compiled" "llama, compiled" "gpt2, compiled"
 
-Each row is a process of its own, and rows take turns. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
+Each row is a process of its own, and rows take turns: after all its steps, three rounds of them, or --in_turns after every step, which
+is fair on a machine whose pace wanders, and needs the memory of all at once. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
 aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
 torch.compile. Peak memory is of the process; where the first step compiles, the compiler's own memory may be its peak.
 Results go to benchmarks/throughput.json, those of a GPU to throughput.gpu.json, which keep what they have of other shapes; the table
@@ -11,6 +13,8 @@ is printed."""
 import argparse
 import json
 import resource
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -85,8 +89,10 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
     return model, step
 
 
-def run_row(row: str, shape: str, steps: int) -> dict:
-    """One row here, in this process: the median of some steps, the seconds of the first, the peak memory, the number of parameters."""
+def run_row(row: str, shape: str, steps: int, in_turns: bool) -> dict:
+    """One row here, in this process: the median of some steps, the seconds of the first, the peak memory, the number of parameters.
+
+    `in_turns`: each step waits for a line, and answers with one."""
     import torch
 
     from llm_course.training import pick_device
@@ -98,14 +104,27 @@ def run_row(row: str, shape: str, steps: int) -> dict:
     ids = torch.randint(vocab, (batch, length + 1)).to(pick_device())
     seconds = []
     for _ in range(2 + steps):
+        if in_turns: sys.stdin.readline()
         begun = time.perf_counter()
         step(ids[:, :-1], ids[:, 1:])
         seconds.append(time.perf_counter() - begun)
+        if in_turns: print(seconds[-1], flush=True)
     on_gpu = torch.cuda.is_available()
     memory = torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     parameters = sum(p.numel() for p in model.parameters())
     return {"tokens_per_second": batch * length / middle(seconds[2:]), "memory": memory, "parameters": parameters,
             "first_step": seconds[0]}
+
+
+def step_by_step(rows: list[str], shape: str, steps: int) -> dict[str, list[dict]]:
+    """`run_row` of each row, in a process of its own: all are there at once, and take turns after every step."""
+    command = [sys.executable, __file__, "--shapes", shape, "--steps", str(steps), "--in_turns", "--row"]
+    children = {row: subprocess.Popen([*command, row], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for row in rows}
+    for number in range(2 + steps):
+        for row, child in children.items():
+            print(file=child.stdin, flush=True)
+            print(f"step {number + 1} of {2 + steps}, {row}: {child.stdout.readline()}", end="", file=sys.stderr, flush=True)
+    return {row: [json.loads(child.communicate()[0])] for row, child in children.items()}
 
 
 def matrix_peak(rows: int, width: int, hidden: int) -> float:
@@ -147,17 +166,18 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m-short", "125m-long", "10m"])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     for name, default in (("rounds", 3), ("steps", 3)): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--in_turns", action="store_true", help="take turns after every step; there are no rounds")
     parser.add_argument("--row", choices=[*ROWS, "peak"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         batch, length, _, _, width, _, hidden = SHAPES[args.shapes[0]]
-        found = matrix_peak(batch * length, width, hidden) if args.row == "peak" else run_row(args.row, args.shapes[0], args.steps)
+        found = matrix_peak(batch * length, width, hidden) if args.row == "peak" else run_row(args.row, args.shapes[0], args.steps, args.in_turns)
         return print(json.dumps(found))
     results = read_results(__file__, {})
     for shape in args.shapes:
-        rows = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps)
-                for row in ["peak", *args.rows]}
-        results[shape] = {"flops_per_token": flops_per_token(shape), **sheet_peak(), **take_turns(rows, args.rounds)}
+        row_of = {row: partial(in_process, __file__, "--row", row, "--shapes", shape, "--steps", args.steps) for row in ["peak", *args.rows]}
+        found = {"peak": [row_of["peak"]()], **step_by_step(args.rows, shape, args.steps)} if args.in_turns else take_turns(row_of, args.rounds)
+        results[shape] = {"flops_per_token": flops_per_token(shape), **sheet_peak(), **found}
     write_results(__file__, results, "transformers")
     print(table(results))
 
