@@ -124,7 +124,7 @@ def step_by_step(rows: list[str], shape: str, steps: int) -> dict[str, list[dict
         for row, child in children.items():
             print(file=child.stdin, flush=True)
             print(f"step {number + 1} of {2 + steps}, {row}: {child.stdout.readline()}", end="", file=sys.stderr, flush=True)
-    return {row: [json.loads(child.communicate()[0])] for row, child in children.items()}
+    return {row: [json.loads(child.stdout.readline())] for row, child in children.items()}
 
 
 def matrix_peak(rows: int, width: int, hidden: int) -> float:
