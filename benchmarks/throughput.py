@@ -2,11 +2,11 @@
 
     python benchmarks/throughput.py [--shapes 125m-short 125m-long 10m] [--rounds 3] [--steps 3] [--rows "ours, compiled" ...]
     python benchmarks/throughput.py --shapes 125m-gpu nanogpt --steps 20
-    python benchmarks/throughput.py --in_turns --steps 12 --rows "ours, compiled" "llama, compiled" "gpt2, compiled"
+    python benchmarks/throughput.py --in_turns --steps 14 --rows "ours, compiled" "llama, compiled" "gpt2, compiled"
 
 Each row is a process of its own, and rows take turns: after all its steps, three rounds of them, or --in_turns after every step, which
-is fair on a machine whose pace wanders, and needs the memory of all at once. All models have the same width, depth, heads, vocabulary and (GPT-2's positions
-aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
+is fair on a machine whose pace wanders, and needs the memory of all at once. All models have the same width, depth, heads, vocabulary and
+(GPT-2's positions aside) number of parameters; all train in bf16 autocast with sdpa attention and fused AdamW on the same random tokens, with and without
 torch.compile. Peak memory is of the process; where the first step compiles, the compiler's own memory may be its peak.
 Results go to benchmarks/throughput.json, those of a GPU to throughput.gpu.json, which keep what they have of other shapes; the table
 is printed."""

@@ -271,14 +271,14 @@ class BlockedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out: Float[Tensor, "N G T D"]) -> tuple[Float[Tensor, "N *G T D"], ...]:
         q, k, v, *kept = ctx.saved_tensors
-        dq, dk, dv = [], torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for start, end, weights in BlockedAttention.blocks(q, k, kept):
             d = d_out[:, :, start:end].flatten(1, 2)
             dv = add_to_first(dv, weights.mT @ d)
             d_scores = torch._softmax_backward_data(d @ v[:, :end].mT, weights, -1, weights.dtype)
-            dq.append((d_scores @ k[:, :end]).unflatten(1, (q.shape[1], -1)))
+            dq[:, :, start:end] = (d_scores @ k[:, :end]).unflatten(1, (q.shape[1], -1))
             dk = add_to_first(dk, d_scores.mT @ q[:, :, start:end].flatten(1, 2))
-        return torch.cat(dq[::-1], dim=2), dk.to(k.dtype), dv.to(v.dtype)
+        return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 # %% ../nbs/04_attention.ipynb #autocst0
 def as_autocast(x: Tensor) -> Tensor:
