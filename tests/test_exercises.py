@@ -1,0 +1,160 @@
+"""What the exercises' checks are worth: they call every right answer right, and every wrong one wrong.
+
+An exercise is two cells of a notebook: a function without a body, and `check_` with its name, which asks an answer and prints «Right.» or
+«Not yet: …». tests/answers/ has answers to each, right ones and wrong ones that people give; and each right answer is also spoiled
+in every single place, one sign, number or comparison at a time, as a mutation tester does it.
+"""
+import ast
+import contextlib
+import copy
+import importlib
+import io
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from test_layering import code_cells, exported_module
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 20  # for one answer: a spoiled one may run for ever
+Exercise = tuple[Path, str, str, str]  # the notebook, the function's name, the cell to fill in, the cell that checks
+
+
+def exercises() -> list[Exercise]:
+    "All of them: a cell that defines `name`, and later one that defines `check_name`."
+    found = []
+    for notebook in sorted((ROOT / "nbs").glob("*.ipynb")):
+        defined = {name: cell for cell in code_cells(notebook) for name in re.findall(r"^def (\w+)\(", cell, re.M)}
+        found += [(notebook, name, defined[name], check) for check_name, check in defined.items()
+                  for name in [check_name.removeprefix("check_")] if check_name != name and name in defined and "Not yet" in check]
+    return found
+
+
+def answers(notebook: Path, name: str) -> list[tuple[str, str]]:
+    "The answers to an exercise: (what is said of it, its source)."
+    text = (ROOT / "tests" / "answers" / f"{notebook.stem}.py").read_text(encoding="utf-8")
+    pieces = [piece.split("\n", 1) for piece in re.split(r"^# %% ", text, flags=re.M)[1:]]
+    return [(title, source) for title, source in pieces if f"def {name}(" in source]
+
+
+def names_there(notebook: Path) -> dict[str, object]:
+    "What a reader has when the exercises come: the notebook's module, and whatever it imports."
+    module, there = exported_module(notebook), {}
+    if module: there |= vars(importlib.import_module(f"llm_course.{module}"))
+    for cell in code_cells(notebook):
+        for node in ast.parse(cell).body:
+            if isinstance(node, ast.Import | ast.ImportFrom): exec(ast.unparse(node), there)
+    return there
+
+
+def verdict(there: dict[str, object], answer: str, check: str) -> str:
+    "What the check says of an answer."
+    def too_long(number: int, frame: FrameType | None) -> None: raise TimeoutError(f"no answer in {SECONDS} seconds.")
+
+    space, said = dict(there), io.StringIO()
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        with contextlib.redirect_stdout(said):
+            exec(answer, space)
+            exec(check, space)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return said.getvalue().strip()
+
+
+OTHER = {ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.FloorDiv: [ast.Mult], ast.Mod: [ast.FloorDiv],
+         ast.Pow: [ast.Mult], ast.MatMult: [ast.Mult], ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.Lt],
+         ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.In: [ast.NotIn], ast.NotIn: [ast.In], ast.Is: [ast.IsNot],
+         ast.IsNot: [ast.Is], ast.And: [ast.Or], ast.Or: [ast.And], ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd]}
+OTHER_NAMES = {"min": ["max"], "max": ["min"], "exp": ["log"], "log": ["exp", "log2"], "sin": ["cos"], "cos": ["sin"], "any": ["all"], "all": ["any"],
+               "tril": ["triu"], "triu": ["tril"], "sqrt": ["exp"], "sum": ["max"], "mean": ["sum"]}
+
+
+def replacements(node: ast.AST) -> Iterator[tuple[str, object]]:
+    "What could stand in a node's fields instead: (field, value)."
+    for field in ("op", "ops"):
+        for other in OTHER.get(type(node.ops[0] if field == "ops" else node.op), []) if hasattr(node, field) else []:
+            yield field, [other(), *node.ops[1:]] if field == "ops" else other()
+    if isinstance(node, ast.UnaryOp): yield "op", ast.UAdd() if isinstance(node.op, ast.USub) else ast.USub()
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool): yield "value", not node.value
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield from (("value", value) for value in (node.value + 1, node.value - 1))
+    if isinstance(node, ast.Name): yield from (("id", other) for other in OTHER_NAMES.get(node.id, []))
+    if isinstance(node, ast.Attribute): yield from (("attr", other) for other in OTHER_NAMES.get(node.attr, []))
+    if isinstance(node, ast.IfExp): yield from (("test", ast.Constant(value)) for value in (True, False))
+
+
+def spoiled(source: str) -> Iterator[str]:
+    "The answer with one thing changed, for each thing that can be; defaults of arguments stay, and lines that end in «# either» as well."
+    free = {number for number, line in enumerate(source.splitlines(), 1) if line.endswith("# either")}
+    function = next(node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
+    places = [i for i, node in enumerate(ast.walk(function)) if getattr(node, "lineno", 0) not in free]
+    defaults = {id(node) for default in function.args.defaults for node in ast.walk(default)}
+    for place in places:
+        original = list(ast.walk(function))[place]
+        if id(original) in defaults: continue
+        for field, value in replacements(original):
+            changed = copy.deepcopy(function)
+            setattr(list(ast.walk(changed))[place], field, value)
+            yield ast.unparse(ast.fix_missing_locations(changed))
+
+
+every_exercise = pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: f"{exercise[0].stem}-{exercise[1]}")
+
+
+@every_exercise
+def test_what_is_not_there_yet_is_told_kindly(exercise: Exercise):
+    "An empty answer is no error that stops a notebook; and there are answers of both kinds to prove the check with."
+    notebook, name, stub, check = exercise
+    assert re.fullmatch(r"Not yet: [^\n]+\.", verdict(names_there(notebook), stub, check))
+    titles = [title for title, _ in answers(notebook, name)]
+    assert any(title.startswith("right") for title in titles) and sum(title.startswith("wrong: ") for title in titles) >= 3
+
+
+@every_exercise
+def test_right_answers_are_called_right(exercise: Exercise):
+    notebook, name, _, check = exercise
+    for title, answer in answers(notebook, name):
+        if title.startswith("right"): assert verdict(names_there(notebook), answer, check) == "Right.", title
+
+
+@every_exercise
+def test_wrong_answers_are_called_wrong(exercise: Exercise):
+    "Each with a sentence."
+    notebook, name, _, check = exercise
+    for title, answer in answers(notebook, name):
+        if title.startswith("wrong"): assert re.fullmatch(r"Not yet: [^\n]+\.", verdict(names_there(notebook), answer, check)), title
+
+
+@every_exercise
+def test_spoiled_answers_are_called_wrong(exercise: Exercise):
+    "Whatever sign, number or comparison of a right answer is another, the check sees it."
+    notebook, name, _, check = exercise
+    there = names_there(notebook)
+    tried = [changed for title, answer in answers(notebook, name) if title.startswith("right") for changed in spoiled(answer)]
+    assert len(tried) >= 5
+    passed = [changed for changed in tried if not verdict(there, changed, check).startswith("Not yet: ")]
+    assert not passed, f"{len(passed)} of {len(tried)} pass as right. The first:\n{passed[0]}"
+
+
+def test_all_answers_belong_to_an_exercise():
+    "None is left over from an exercise that has another name now."
+    known = {(notebook.stem, name) for notebook, name, *_ in exercises()}
+    for file in (ROOT / "tests" / "answers").glob("*.py"):
+        for name in re.findall(r"^def (\w+)\(", file.read_text(encoding="utf-8"), re.M): assert (file.stem, name) in known
+
+
+@pytest.mark.parametrize("check, fault", [("assert answer(2) == 4", "a check that one number satisfies"), ("pass", "a check that asks nothing")])
+def test_a_check_that_catches_too_little_is_seen(check: str, fault: str):
+    "The proof itself: spoiled answers get past a bad check."
+    cell = f"def check_double(answer):\n    {check}\ntry: check_double(double); print('Right.')\nexcept Exception as error: print('Not yet:', error)"
+    answer = "def double(x):\n    return 2 * x"
+    assert verdict({}, answer, cell) == "Right."
+    assert any(verdict({}, changed, cell) == "Right." for changed in ["def double(x):\n    return x ** 2", *spoiled(answer)]), fault
