@@ -437,7 +437,8 @@ def check_precision(places: Places) -> Iterator[Finding]:
         yield Finding("bf16", "fine", f"{what}; training picks {str(picked).removeprefix('torch.')}: {reason}.")
 
 # %% ../nbs/10_doctor.ipynb #d0baa73a
-TINY = "import torch; x = torch.arange(100.0, device={!r}); assert torch.compile(lambda x: (x * 2 + 1).relu().sum())(x) == 10000"
+TINY = ("import torch; from llm_course.gpt import compile_anywhere; x = torch.arange(100.0, device={!r}); "
+        "assert compile_anywhere(lambda x: (x * 2 + 1).relu().sum())(x) == 10000")
 
 
 def check_compile(places: Places, seconds: float = 30) -> Iterator[Finding]:
@@ -464,7 +465,8 @@ def check_compile(places: Places, seconds: float = 30) -> Iterator[Finding]:
     elif device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         yield Finding("compile", "note", "No torch.compile: there is no C++ compiler. All else works without.", command)
     else:
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        said = ([line for line in lines if "error" in line.lower()] or lines)[-1]
         again = python("-c", TINY.format(str(device)))
         yield Finding("compile", "note", f"torch.compile does not work here: {said[:200]}", again)
 

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['HF_NAMES', 'HF_FIXED', 'ModelConfig', 'MLP', 'Block', 'soften', 'soften_by_comparing', 'softener',
-           'LinearCrossEntropy', 'linear_cross_entropy', 'thrifty', 'GPT']
+           'LinearCrossEntropy', 'linear_cross_entropy', 'compile_anywhere', 'thrifty', 'GPT']
 
 # %% ../nbs/05_gpt.ipynb #74ef293e
 import math
+import os
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -188,7 +190,7 @@ def soften_by_comparing(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"
 @cache
 def softener(fused: bool) -> Callable[[Tensor, Tensor], Tensor]:
     "How to soften."
-    return torch.compile(soften_by_comparing) if fused else soften
+    return compile_anywhere(soften_by_comparing) if fused else soften
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -224,6 +226,14 @@ def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], ta
     if not torch.is_grad_enabled():
         return F.cross_entropy(F.linear(x, head).float(), targets)
     return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets, compiled and x.device.type == "cuda")
+
+# %% ../nbs/05_gpt.ipynb #anywhere
+def compile_anywhere(function: Callable, **options: object) -> Callable:
+    "`torch.compile(function)`, also where torch lies in a folder whose name has a space: up to 2.13 it does not quote that for the linker."
+    if os.name == "posix" and " " in torch.__file__:
+        from torch.utils import cpp_extension  # seconds to load, and rarely needed
+        if "'" not in (libraries := cpp_extension.TORCH_LIB_PATH): cpp_extension.TORCH_LIB_PATH = shlex.quote(libraries)
+    return torch.compile(function, **options)
 
 # %% ../nbs/05_gpt.ipynb #thrifty2
 def thrifty(block: Block, x: Float[Tensor, "B T C"], *others: Tensor | KVCache | None) -> Float[Tensor, "B T C"]:
@@ -283,7 +293,7 @@ class GPT(nn.Module):
 
     def compile_blocks(self) -> None:
         "In training, run the blocks as torch.compile fuses them: one is compiled, and all, being alike, run its program."
-        compiled = torch.compile(thrifty)
+        compiled = compile_anywhere(thrifty)
         self.compiled_blocks = [partial(compiled, block) for block in self.model.layers]
 
     @shape_checked

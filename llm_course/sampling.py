@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .attention import KVCache, attention_in_blocks, blocks_pay, causal_attention, rope_table, shape_checked
 from .corpus import CourseError
-from .gpt import GPT, Block
+from .gpt import GPT, Block, compile_anywhere
 from .tokenizer import Tokenizer
 
 # %% ../nbs/08_sampling.ipynb #00c64741
@@ -295,7 +295,7 @@ class GraphDecoder(Decoder):
         self.future: Tensor | None = None  # of the positions that a recording looks at, those that hold nothing yet
         self.recorded: dict[int, tuple[Callable[[], object], Tensor]] = {}  # for so many positions: how to play it, and its logits
         if model.compiled_blocks:
-            self.one_layer = torch.compile(self.one_layer, dynamic=False, options={"coordinate_descent_tuning": True})
+            self.one_layer = compile_anywhere(self.one_layer, dynamic=False, options={"coordinate_descent_tuning": True})
 
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         "As `Decoder.read`; the logits of one token stay where they are until the next is read."

@@ -16,8 +16,8 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'load_weights', 'read_weights', 'check_size', 'weight_files', 'config_changes', 'named_in',
            'load_trainer_state', 'fits_run', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
            'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
-           'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process', 'run_steps', 'fit_time', 'train',
-           'train_run', 'began_elsewhere', 'prepare_out', 'Stages', 'train_on_tales']
+           'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process', 'compiler_trouble', 'run_steps',
+           'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out', 'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
@@ -1146,6 +1146,18 @@ def lost_process(run: Run, out: Path) -> Iterator[None]:
                       f" checkpoint is {newest_checkpoint(out) or 'none'}: --resume goes on from there.", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
 
+@contextmanager
+def compiler_trouble(run: Run) -> Iterator[None]:
+    """Within it, that torch.compile does not work on this machine is a CourseError."""
+    try:
+        yield
+        return
+    except RuntimeError as error:
+        if not run.model.compiled_blocks: raise
+        from torch._dynamo.exc import BackendCompilerFailed   # loaded by now
+        if not isinstance(error, BackendCompilerFailed): raise
+    raise CourseError("torch.compile does not work here: llm-course doctor says why, and --compile false trains without it.")
+
 def run_steps(run: Run, out: Path, reporter: Reporter, sampler: Sampler | None, started: float, signals: list[int]) -> None:
     """The loop: step after step up to the last, saving first and looking at the result afterwards. A signal ends it early."""
     training, first = run.config.training, run.step
@@ -1217,7 +1229,8 @@ def train_run(run: Run, out: Path, resume: bool, progress: bool, sampler: Sample
     """Train a run that has been started, to its end; `started` is when, on the clock of time.perf_counter."""
     with claimed(out) if run.world.leads else nullcontext():
         prepare_out(run, out, resume, say)
-        with closing(Reporter(run, out, progress, say)) as reporter, noted_signals() as signals, lost_process(run, out):
+        with closing(Reporter(run, out, progress, say)) as reporter, noted_signals() as signals, \
+                lost_process(run, out), compiler_trouble(run):
             run_steps(run, out, reporter, sampler, started, signals)
     last = reporter.last
     return Result(newest_checkpoint(out), run.step, facts(run)["tokens"], last.get("loss", math.nan), last.get("val_loss", math.nan),

@@ -46,9 +46,9 @@ def course(*args: object, cwd: Path) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*args: object, cwd: Path, module: tuple[str, ...] = ("-m", "llm_course"), timeout: int = 120) -> Outcome:
+def process(*args: object, cwd: Path, module: tuple[str, ...] = ("-m", "llm_course"), timeout: int = 120, **env: str) -> Outcome:
     "The same in a process of its own."
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **env}
     done = subprocess.run([sys.executable, *module, *map(str, args)], cwd=cwd, env=env, timeout=timeout, text=True,
                           encoding="utf-8", capture_output=True)
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import course, fine, process, snapshot
 
 TALE = "Once upon a time, there was a text that somebody wrote down.\n"
@@ -211,3 +212,12 @@ def test_the_same_in_a_process_of_its_own(folder):
     "What a shell sees: one line, status 2."
     done = process("prepare", "--input", "nowhere.txt", cwd=folder)
     assert (done.code, done.out, len(done.lines)) == (2, "", 1) and done.lines[0].startswith("llm-course prepare: ")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU torch.compile needs another compiler")
+def test_compiling_without_a_compiler(folder):
+    "The first step finds out; the sentence says whom to ask and how to go on."
+    done = process("train", "--config", "tiny", "--max_steps", 1, "--compile", "true", "--out", "compiled", cwd=folder,
+                   CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(folder / "cache"))
+    assert done.code == 2 and "Traceback" not in done.err, done.err
+    assert "llm-course doctor" in done.lines[-1] and "--compile false" in done.lines[-1]

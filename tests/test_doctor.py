@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from conftest import ROOT, course, fine, snapshot
 from llm_course import attention, doctor, packing
-from llm_course.doctor import (Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log, check_numbers,
+from llm_course.doctor import (TINY, Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log, check_numbers,
                                check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors, ways_on, within)
 from llm_course.packing import Manifest
 from llm_course.training import pick_precision, step_folders
@@ -450,6 +450,20 @@ def test_a_compiler_that_is_not_there_is_found():
     assert finding.state == "note" and finding.command == "unset CXX"
     [finding] = elsewhere("check_compile", finding.command, CXX="no-such-compiler")
     assert finding.state == "fine" or "more than" in finding.what
+
+
+@posix
+@pytest.mark.skipif(torch.cuda.is_available() or not shutil.which("g++"), reason="needs a C++ compiler, and no GPU")
+def test_torch_compiles_in_a_folder_whose_name_has_a_space(tmp_path):
+    "As it does not by itself: it is found there, by links to the packages that are installed."
+    place = tmp_path / "a place"
+    place.mkdir()
+    for package in Path(torch.__file__).parents[1].iterdir(): (place / package.name).symlink_to(package)
+    env = {**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+           "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
+    code = TINY.format("cpu") + f"; assert torch.__file__.startswith({str(place)!r})"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120 * SCALE)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch):
