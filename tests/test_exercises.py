@@ -10,7 +10,6 @@ import copy
 import functools
 import importlib
 import io
-import json
 import re
 import signal
 from collections.abc import Iterator
@@ -29,12 +28,12 @@ Exercise = tuple[Path, str, str, str]  # the notebook, the function's name, the 
 
 
 def exercises() -> list[Exercise]:
-    "All of them: a cell that defines `name`, and later one that defines `check_name`."
+    "All of them: a cell that defines `name`, and one that defines `check_name`."
     found = []
     for notebook in sorted((ROOT / "nbs").glob("*.ipynb")):
         defined = {name: cell for cell in code_cells(notebook) for name in re.findall(r"^def (\w+)\(", cell, re.M)}
-        found += [(notebook, name, defined[name], check) for check_name, check in defined.items()
-                  for name in [check_name.removeprefix("check_")] if check_name != name and name in defined and "Not yet" in check]
+        checks = {name: defined.get(f"check_{name}", "") for name in defined}
+        found += [(notebook, name, defined[name], check) for name, check in checks.items() if "Not yet" in check]
     return found
 
 
@@ -76,17 +75,18 @@ def verdict(there: dict[str, object], answer: str, check: str) -> str:
 OTHER = {ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult], ast.FloorDiv: [ast.Mult], ast.Mod: [ast.FloorDiv],
          ast.Pow: [ast.Mult], ast.MatMult: [ast.Mult], ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.Lt],
          ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.In: [ast.NotIn], ast.NotIn: [ast.In], ast.Is: [ast.IsNot],
-         ast.IsNot: [ast.Is], ast.And: [ast.Or], ast.Or: [ast.And], ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd]}
+         ast.IsNot: [ast.Is], ast.And: [ast.Or], ast.Or: [ast.And], ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd],
+         ast.USub: [ast.UAdd]}
 OTHER_NAMES = {"min": ["max"], "max": ["min"], "exp": ["log"], "log": ["exp", "log2"], "sin": ["cos"], "cos": ["sin"], "any": ["all"], "all": ["any"],
                "tril": ["triu"], "triu": ["tril"], "sqrt": ["exp"], "sum": ["max"], "mean": ["sum"]}
 
 
 def replacements(node: ast.AST) -> Iterator[tuple[str, object]]:
     "What could stand in a node's fields instead: (field, value)."
-    for field in ("op", "ops"):
-        for other in OTHER.get(type(node.ops[0] if field == "ops" else node.op), []) if hasattr(node, field) else []:
-            yield field, [other(), *node.ops[1:]] if field == "ops" else other()
-    if isinstance(node, ast.UnaryOp): yield "op", ast.UAdd() if isinstance(node.op, ast.USub) else ast.USub()
+    if hasattr(node, "op"): yield from (("op", other()) for other in OTHER.get(type(node.op), []))
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            yield from (("ops", [*node.ops[:i], other(), *node.ops[i + 1 :]]) for other in OTHER.get(type(op), []))
     if isinstance(node, ast.Constant) and isinstance(node.value, bool): yield "value", not node.value
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         yield from (("value", value) for value in (node.value + 1, node.value - 1))

@@ -370,7 +370,7 @@ def test_one_program_for_all_blocks(monkeypatch, recompute: bool, older: bool):
 def test_a_compiled_block_keeps_its_products_and_little_else():
     """For the backward pass: at most seven tenths of what the compiler would keep by itself. The products stay, and so the operations."""
     torch._dynamo.reset()
-    block, x, tables = Block(config := ModelConfig(1, 64, 4, 4, 176, 97, 64)), torch.randn(2, 64, 64), rope_table(torch.arange(64), 16)
+    block, x, tables = Block(ModelConfig(1, 64, 4, 4, 176, 97, 64)), torch.randn(2, 64, 64), rope_table(torch.arange(64), 16)
 
     def cost(function) -> tuple[int, int]:
         with torch.autocast("cpu", torch.bfloat16): kept, out = bytes_kept(block, torch.compile(function, backend="aot_eager"), x, *tables)
