@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'draw', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'penalize_repeats', 'Sampler',
            'product', 'on_intel', 'by_vector', 'packed', 'can_pack', 'DecoderLayer', 'DecoderWeights', 'lay_out',
-           'Decoder', 'GraphDecoder', 'Reader', 'reader', 'Context', 'token_stream', 'check_request', 'generate',
-           'write', 'stream_text', 'Draft']
+           'Decoder', 'GraphDecoder', 'Reader', 'hooked', 'reader', 'Context', 'token_stream', 'check_request',
+           'generate', 'write', 'stream_text', 'Draft']
 
 # %% ../nbs/08_sampling.ipynb #ee4a978d
 import codecs
@@ -358,18 +358,24 @@ class Reader:
         return self.model(ids, cache=self.cache, last_only=True)[:, -1].float()
 
 # %% ../nbs/08_sampling.ipynb #gen00021
+def hooked(model: GPT) -> bool:
+    "Whether somebody watches or changes what flows in it: packed copies would go past their hooks."
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
 def reader(model: GPT, batch: int, use_cache: bool, precision: str) -> Reader | Decoder:
     "The fastest way to read that gives what is asked for. CourseError where the precision is not to be had."
     if precision not in PRECISIONS:
         raise CourseError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}.")
     devices = {w.device.type for w in model.parameters()}
-    if use_cache and type(model) is GPT and all(w.dtype == torch.float32 for w in model.parameters()):
+    if use_cache and type(model) is GPT and not hooked(model) and all(w.dtype == torch.float32 for w in model.parameters()):
         if devices == {"cuda"}:
             return GraphDecoder(model, batch, precision)
         if devices == {"cpu"} and can_pack(precision):
             return Decoder(model, batch, precision)
     if precision != "fp32":
-        raise CourseError(f"precision is {precision}: this needs a cache, float32 weights and a processor for it; choose fp32.")
+        needed = "a cache, float32 weights, no hooks, and a processor for it"
+        raise CourseError(f"precision is {precision}: this needs {needed}; choose fp32.")
     return Reader(model, model.make_cache(batch) if use_cache else None)
 
 # %% ../nbs/08_sampling.ipynb #5f63bcb9

@@ -365,6 +365,17 @@ def test_what_cannot_be_laid_out_is_read_as_it_is(model, monkeypatch):
     with pytest.raises(CourseError, match="one of fp32, bf16, fp16"): generate(model, PROMPT, 5, precision="int3")
 
 
+def test_a_hook_is_not_gone_past(model):
+    "Who changes what flows in a model gets the text of the changed model, with a cache as without; and the old one when the hook is gone."
+    before = generate(model, PROMPT, 15, temperature=0)
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda module, given, out: -9 * out)
+    changed = generate(model, PROMPT, 15, temperature=0)
+    assert changed == generate(model, PROMPT, 15, temperature=0, use_cache=False) != before
+    with pytest.raises(CourseError, match="no hooks"): generate(model, PROMPT, 5, precision="bf16")
+    hook.remove()
+    assert generate(model, PROMPT, 15, temperature=0) == before
+
+
 # ---- samples, seeds, stopping
 
 def test_a_seed_decides_everything(model):
