@@ -70,7 +70,7 @@ def recorded(model: GPT, ids: Int[Tensor, "B T"], *names: str) -> dict[str, Tens
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Change:
-        return lambda x: found.setdefault(name, x.clone())
+        return lambda x: found.setdefault(name, x)
 
     with changed(model, {name: keep(name) for name in names or places(model)}):
         logits = model(ids)

@@ -11,13 +11,22 @@ from llm_course.inside import attention_weights, changed, head_writes, lens, pla
 from llm_course.sampling import generate
 
 
+def built(config: ModelConfig, seed: int = 0) -> GPT:
+    "A model at random, the gains of its norms as well."
+    torch.manual_seed(seed)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 1: weight.uniform_(0.5, 2)
+    return model
+
+
 @st.composite
 def models(draw):
     "Small ones of every kind: grouped queries, heads wider than the stream over their number, tied tables or two."
     n_kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 4))
-    torch.manual_seed(draw(st.integers(0, 9)))
-    return GPT(ModelConfig(draw(st.integers(1, 3)), 12, n_kv_heads * group, n_kv_heads, 20, 31, 24, head_dim=head_dim,
-                           tie_embeddings=draw(st.booleans()))).eval()
+    return built(ModelConfig(draw(st.integers(1, 3)), 12, n_kv_heads * group, n_kv_heads, 20, 31, 24, head_dim=head_dim,
+                             tie_embeddings=draw(st.booleans())), seed=draw(st.integers(0, 9)))
 
 
 def some_ids(T: int, B: int = 2) -> torch.Tensor:
@@ -62,8 +71,7 @@ def test_what_heads_write_adds_up_to_what_attention_adds(model):
 
 
 def a_model() -> GPT:
-    torch.manual_seed(0)
-    return GPT(ModelConfig(2, 12, 2, 1, 20, 31, 24)).eval()
+    return built(ModelConfig(2, 12, 2, 1, 20, 31, 24))
 
 
 def test_every_place_decides_something():
@@ -95,13 +103,20 @@ def test_a_change_holds_for_writing():
     assert texts[0] == texts[1] != before == generate(model, [1, 2, 3], 12, temperature=0)
 
 
-def test_recording_keeps_what_was_there():
-    "A change that works in place does not reach into the record."
+def test_a_change_may_work_in_place():
+    "What it writes over is gone for the model, and for no record of before."
     model, ids = a_model(), some_ids(6)
-    record = recorded(model, ids, "mlp.0")
-    with changed(model, {"mlp.0": lambda x: x.zero_()}): again = recorded(model, ids, "mlp.0", "stream.1")
-    assert record["mlp.0"].any() and not again["mlp.0"].any()
-    assert torch.equal(again["stream.1"], recorded(model, ids, "attention.0")["attention.0"] + recorded(model, ids, "stream.0")["stream.0"])
+    before = recorded(model, ids)
+    with changed(model, {"mlp.0": lambda x: x.zero_()}): after = recorded(model, ids)
+    assert before["mlp.0"].any() and torch.equal(after["stream.1"], before["stream.0"] + before["attention.0"])
+
+
+def test_every_place_has_all_positions():
+    "Also behind the last block, where only the last one is wanted: a change that counts positions counts right."
+    model, ids, seen = a_model(), some_ids(6), {}
+    with changed(model, {place: lambda x, place=place: seen.setdefault(place, x) for place in places(model)}), torch.no_grad():
+        model(ids, last_only=True)
+    assert set(seen) == set(places(model)) and {x.shape[:2] for x in seen.values()} == {(2, 6)}
 
 
 @pytest.mark.parametrize("changes, said", [
