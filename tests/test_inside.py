@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llm_course.corpus import CourseError
 from llm_course.gpt import GPT, ModelConfig
 from llm_course.inside import attention_weights, changed, head_writes, lens, places, recorded
-from llm_course.sampling import generate
+from llm_course.sampling import generate, hooked
 
 
 def built(config: ModelConfig, seed: int = 0) -> GPT:
@@ -128,4 +128,4 @@ def test_a_mistake_is_a_sentence(changes, said):
     model, ids = a_model(), some_ids(6)
     with pytest.raises(CourseError, match=said), changed(model, {"mlp.1": torch.zeros_like, **changes}): model(ids)
     with torch.no_grad(): assert torch.equal(model(ids), recorded(model, ids)["logits"])
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not hooked(model)
