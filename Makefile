@@ -18,7 +18,7 @@ demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stor
 
 test: $(ready) ## every notebook, then every quick test
 	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
-	LLM_COURSE_PROGRAMS=all LLM_COURSE_TIME_SCALE=2 "$(bin)/python" -m pytest -n auto --dist loadfile -m "not slow and not llama"
+	LLM_COURSE_PROGRAMS=all "$(bin)/python" -m pytest -n auto --dist loadfile -m "not slow and not llama"
 
 lab: $(ready) ## open the course in JupyterLab
 	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb

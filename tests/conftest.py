@@ -1,4 +1,7 @@
-"""What the tests share: the command line called in this process or in one of its own, and one small trained run made with it."""
+"""What the tests share: the command line called in this process or in one of its own, and one small trained run made with it.
+
+On a slow machine, LLM_COURSE_TIME_SCALE=3 gives three times the time.
+"""
 import contextlib
 import datetime
 import hashlib
@@ -17,6 +20,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SCALE = float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))
+PATIENCE = 300 * SCALE  # seconds after which something that should happen will not: machines have stood still for two minutes
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the tests are too small for a second thread to pay
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, where what we start would ignore Ctrl-C, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,7 +54,7 @@ def course(*args: object, cwd: Path) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*args: object, cwd: Path, module: tuple[str, ...] = ("-m", "llm_course"), timeout: int = 120, **env: str) -> Outcome:
+def process(*args: object, cwd: Path, module: tuple[str, ...] = ("-m", "llm_course"), timeout: float = PATIENCE, **env: str) -> Outcome:
     "The same in a process of its own."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **env}
     done = subprocess.run([sys.executable, *module, *map(str, args)], cwd=cwd, env=env, timeout=timeout, text=True,

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 120 * float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))  # seconds after which something that should happen will not
+from conftest import PATIENCE, ROOT
 
 
 class Running:

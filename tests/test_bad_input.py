@@ -69,8 +69,8 @@ def test_one_line_of_50_mb(folder):
     "One document, however long: it is learned from, packed, and said not to leave any for validation."
     (folder / "long.txt").write_bytes((folder / "data/raw/corpus.txt").read_bytes().replace(b"\n", b" ") * 120)
     assert (folder / "long.txt").stat().st_size > 5e7
-    fine(process("tokenizer", "--input", "long.txt", "--model_prefix", "long", "--vocab_size", 500, cwd=folder, timeout=300))
-    told = fine(process("prepare", "--input", "long.txt", "--out_dir", "long", "--seq_len", 64, cwd=folder, timeout=300))
+    fine(process("tokenizer", "--input", "long.txt", "--model_prefix", "long", "--vocab_size", 500, cwd=folder))
+    told = fine(process("prepare", "--input", "long.txt", "--out_dir", "long", "--seq_len", 64, cwd=folder))
     assert "Validation: none" in told
 
 

@@ -17,7 +17,7 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 
-from conftest import ROOT, course, fine, snapshot
+from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
 from llm_course import attention, doctor, packing
 from llm_course.doctor import (TINY, Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log, check_numbers,
                                check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors, ways_on, within)
@@ -27,7 +27,6 @@ from llm_course.training import pick_precision, step_folders
 SHARDS, CHECKPOINTS, TOKENIZER = Path("data/shards"), Path("artifacts/checkpoints"), Path("artifacts/tokenizer/llm_spm.model")
 NEWEST, BEFORE = CHECKPOINTS / "step-000008", CHECKPOINTS / "step-000004"
 FILES = (check_tokenizer, check_shards, check_checkpoints, check_log, check_folders, check_clock, check_disk)
-SCALE = float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))
 posix = pytest.mark.skipif(os.name != "posix", reason="limits and permissions of a POSIX system")
 
 
@@ -46,7 +45,7 @@ def run_command(command: str, folder: Path) -> None:
     if command.startswith("llm-course "):
         fine(course(*shlex.split(command)[1:], cwd=folder))
     else:
-        subprocess.run(command, shell=True, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+        subprocess.run(command, shell=True, cwd=folder, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=PATIENCE)
 
 
 def elsewhere(check: str, before: str = "", **env: str) -> list[Finding]:
@@ -54,7 +53,7 @@ def elsewhere(check: str, before: str = "", **env: str) -> list[Finding]:
     code = f"import json; from llm_course.doctor import *; print(json.dumps([vars(f) for f in {check}(Places())]))"
     script = f"{before}\n{shlex.join([sys.executable, '-c', code])}"
     done = subprocess.run(["bash", "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True,
-                          timeout=120)
+                          timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return [Finding(**found) for found in json.loads(done.stdout.splitlines()[-1])]
 
@@ -68,10 +67,11 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def test_the_whole_visit_takes_less_than_a_minute_and_changes_nothing(trained: Path):
     "Every check runs, none is wrong on sound files, and neither files nor threads nor random numbers are touched."
     said, before = [], (snapshot(trained), torch.get_num_threads(), torch.random.get_rng_state())
-    begun = time.perf_counter()
+    begun = os.times()
     with contextlib.chdir(trained):
         found = examine(say=said.append)
-    assert time.perf_counter() - begun < 60 * SCALE
+    worked = sum(os.times()[:4]) - sum(begun[:4])  # here and in what was started: what else the machine does is not the visit's
+    assert worked < 60 * SCALE
     assert snapshot(trained) == before[0] and torch.get_num_threads() == before[1]
     assert torch.equal(torch.random.get_rng_state(), before[2])
     machine = {"packages", "processors", "memory", "disk", "gpu", "bf16", "numbers", "clock", "folders", "compile"}
@@ -462,7 +462,7 @@ def test_torch_compiles_in_a_folder_whose_name_has_a_space(tmp_path):
     env = {**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
            "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
     code = TINY.format("cpu") + f"; assert torch.__file__.startswith({str(place)!r})"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120 * SCALE)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Iterator
 
 import pytest
+from conftest import PATIENCE, ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = "llm_course"
 GENERATED = {"__init__", "__main__", "_modidx"}
 LATE_TORCH = ("corpus", "tokenizer", "packing", "cli")  # `llm-course --help` answers before torch would be loaded
@@ -116,7 +116,7 @@ def test_nothing_imports_the_command_line():
 def test_torch_is_not_loaded_before_it_is_needed(module: str):
     "Text, tokens and shards are plain Python and numpy, and so is the start of the command line."
     code = f"import sys, {PACKAGE}.{module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE).returncode == 0
 
 
 def test_the_reader_of_imports_reads_every_form():

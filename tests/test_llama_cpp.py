@@ -22,7 +22,7 @@ pytest.importorskip("gguf", reason="the extra `sharing` brings it")
 
 from llm_course.gpt import GPT, ModelConfig  # noqa: E402
 from llm_course.sampling import generate  # noqa: E402
-from conftest import course, fine  # noqa: E402
+from conftest import PATIENCE, course, fine  # noqa: E402
 from llm_course.sharing import write_gguf  # noqa: E402
 from llm_course.tokenizer import SPACE, Tokenizer  # noqa: E402
 from llm_course.training import Checkpoint, load_checkpoint  # noqa: E402
@@ -162,7 +162,7 @@ def test_a_program_without_the_course_writes_the_sentence(by_heart):
             "llama = Llama(sys.argv[1], n_ctx=128, n_threads=1, verbose=False)\n"
             "print(json.dumps(llama('Once upon a time', max_tokens=60, temperature=0)))\n"
             "assert 'torch' not in sys.modules and 'llm_course' not in sys.modules")
-    done = subprocess.run([sys.executable, "-c", code, str(by_heart.file("f16"))], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, str(by_heart.file("f16"))], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert "Once upon a time" + answer["choices"][0]["text"] == SENTENCE

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import PATIENCE, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,6 @@ from llm_course.training import load_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval")
 utils, tasks = (importlib.import_module(f"lm_eval.{name}") for name in ("utils", "tasks"))
-ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "llm_course" / "tasks"
 SCRIPTS = ["Once upon a time, naïve façades.", "Μια φορά κι έναν καιρό", "Жила-была лиса", "كان يا ما كان", "היה היה פעם",
            "एक समय की बात है", "กาลครั้งหนึ่ง", "从前有一只狐狸", "むかしむかし", "옛날 옛적에", "🦊👩‍👩‍👧🏳️‍🌈"]
@@ -187,7 +187,7 @@ def found(ours, text, tmp_path_factory) -> dict[str, dict]:
     flags[flags.index("--tasks") + 1] = ",".join(command[command.index("--tasks") + 1] for command in commands(page()))
     command = [sys.executable, "-m", "lm_eval", *flags, "--metadata", "n=20", "--output_path", "out"]
     done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-                          encoding="utf-8", timeout=300)
+                          encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     (path,) = (place / "out").rglob("results_*.json")
     return json.loads(path.read_text(encoding="utf-8"))["results"]

@@ -1,10 +1,6 @@
-"""Every notebook runs top to bottom in a process of its own, in time, leaving nothing behind; and is committed run and clean.
-
-On a slow or busy machine, LLM_COURSE_TIME_SCALE=3 gives three times the time.
-"""
+"""Every notebook runs top to bottom in a process of its own, in time, leaving nothing behind; and is committed run and clean."""
 import copy
 import json
-import os
 import re
 import subprocess
 import time
@@ -12,13 +8,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import PATIENCE, ROOT, SCALE
 from nbclient import NotebookClient
 from nbdev.clean import clean_nb
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-SECONDS = {"06_training": 120, "11_speed": 240}  # all others: 60; 11 has bf16 products even where they are slow
-SCALE = float(os.environ.get("LLM_COURSE_TIME_SCALE", "1"))
+MINUTES = {"06_training": 2, "11_speed": 4}  # of two processors; all others: 1; 11 has bf16 products even where they are slow
+WORKED = nbformat.v4.new_code_cell("import os; print(sum(os.times()[:4]))")  # processor seconds, with those of ended children
 SKIPPED_CELL = re.compile(r"^#\|\s*(slow|gpu|eval:\s*false)\s*$", re.M)  # as nbdev_test skips them
 FORBIDDEN = {
     r"^\s*[!%]\s*(pip|wget|curl|conda|uv)\b": "installs or fetches: the environment is made once, and 01_corpus downloads with a check",
@@ -50,21 +46,28 @@ def git_status() -> str | None:
     return answer.stdout if answer.returncode == 0 else None
 
 
-def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float) -> None:
-    "Run a notebook in a kernel of its own with `folder` as its working directory; TimeoutError when it takes longer."
+def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float = 2 * PATIENCE) -> float:
+    """Run a notebook in a kernel of its own with `folder` as its working directory: the processor seconds that it worked.
+
+    TimeoutError when it has not ended after `seconds` on the clock, which a busy machine makes longer, and the work hardly.
+    """
     for cell in nb.cells:
         if cell.cell_type == "code" and SKIPPED_CELL.search(cell.source):
             cell.source = ""
+    nb.cells.append(copy.deepcopy(WORKED))
     end = time.monotonic() + seconds
     left = lambda cell: max(1, int(end - time.monotonic()))  # the limit is the notebook's: cells share it
     NotebookClient(nb, timeout_func=left, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return float(nb.cells[-1].outputs[0].text)
 
 
 @notebook
 def test_runs_in_time_and_leaves_nothing_behind(path: Path):
     "Top to bottom, offline, in its own process; what it writes lies in folders that git ignores."
     before = git_status()
-    execute(nbformat.read(path, as_version=4), path.parent, SECONDS.get(path.stem, 60) * SCALE)
+    worked = execute(nbformat.read(path, as_version=4), path.parent)
+    limit = MINUTES.get(path.stem, 1) * 2 * 60 * SCALE
+    assert worked < limit, f"{path.name} took {worked:.0f} seconds of a processor's time, where {limit:.0f} are allowed"
     assert git_status() == before
 
 
@@ -84,9 +87,18 @@ def test_a_notebook_that_hangs_is_stopped(tmp_path: Path):
 def test_a_notebook_that_fails_is_seen(tmp_path: Path):
     "An exception in a cell fails the run; and the working directory is the notebook's folder."
     good = nbformat.v4.new_code_cell(f"import os; assert os.path.samefile('.', {str(tmp_path)!r})")
-    execute(nbformat.v4.new_notebook(cells=[good]), tmp_path, 60)
+    execute(nbformat.v4.new_notebook(cells=[good]), tmp_path)
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        execute(nbformat.v4.new_notebook(cells=[good, nbformat.v4.new_code_cell("1/0")]), tmp_path, 60)
+        execute(nbformat.v4.new_notebook(cells=[good, nbformat.v4.new_code_cell("1/0")]), tmp_path)
+
+
+def test_the_work_of_a_notebook_is_measured(tmp_path: Path):
+    "What it computes counts, in children that it waits for too; what it waits for does not."
+    busy = "import time\nend = time.process_time() + 2\nwhile time.process_time() < end: pass"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
+    notebooks = (nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]) for code in ("import time; time.sleep(2)", busy, child))
+    waits, works, lets_work = (execute(nb, tmp_path) for nb in notebooks)
+    assert min(works, lets_work) > waits + 1
 
 
 @notebook

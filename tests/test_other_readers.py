@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, course, fine, snapshot
+from conftest import PATIENCE, ROOT, course, fine, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -236,7 +236,7 @@ def test_the_script_in_the_readme(tmp_path):
     (tmp_path / "tokenize_corpus.py").write_text(scripts[0], encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     run = [sys.executable, "tokenize_corpus.py"]
-    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     said = fine(course(*shlex.split(commands[0]), cwd=tmp_path))
     assert f"{len(texts)} documents" in said and "Mended: 1 documents" in said

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -684,7 +684,7 @@ def test_a_script_without_a_guard(tmp_path):
         "write_shards(tales * 5, train_tokenizer(tales, 600), 'shards', val_documents=[], seq_len=32, workers=2)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1 and 'lacks `if __name__ == "__main__":`' in done.stderr.splitlines()[-1], done.stderr
     assert os.listdir(tmp_path) == ["script.py"]
 

@@ -11,8 +11,8 @@ from importlib.metadata import entry_points, metadata, requires
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, ROOT
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "llm_course" / "configs").glob("*.json"))
 TOP = set("""settings.ini setup.py pyproject.toml Makefile LICENSE README.md CONTRIBUTING.md .gitignore .gitattributes .ci .github
              nbs llm_course tests data artifacts docs benchmarks""".split())
@@ -28,7 +28,7 @@ def settings() -> dict[str, str]:
 def course(*arguments: str) -> subprocess.CompletedProcess:
     "Run the command line in a process of its own."
     command = [sys.executable, "-m", "llm_course", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
 
 
 def blocks(page: Path) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 import sentencepiece as spm
 import torch
 
-from conftest import ROOT, course, fine, snapshot
+from conftest import PATIENCE, ROOT, course, fine, snapshot
 from llm_course.corpus import Corpus, CourseError
 from llm_course.evaluation import evaluate
 from llm_course.gpt import GPT, ModelConfig
@@ -332,7 +332,7 @@ def examples(folder: Path, kind: str) -> list[str]:
 def python(code: str, folder: Path, **env: str) -> subprocess.CompletedProcess:
     "A script in a process of its own, with `folder` as its working directory."
     return subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONIOENCODING": "utf-8", **env},
-                          capture_output=True, encoding="utf-8", timeout=120)
+                          capture_output=True, encoding="utf-8", timeout=PATIENCE)
 
 
 def test_the_first_example_of_the_card_runs(published: Path, checkpoint: Checkpoint):

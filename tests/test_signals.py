@@ -267,10 +267,10 @@ def test_stopping_a_cell(trained, tmp_path):
                 time.sleep(1)
                 act()
                 act = None
-        return client.execute_interactive(code, timeout=60, output_hook=output)["content"], "".join(printed)
+        return client.execute_interactive(code, timeout=PATIENCE, output_hook=output)["content"], "".join(printed)
 
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=PATIENCE)
         cell = ("from llm_course.training import load_config, train\n"
                 "config = load_config('tiny', {'max_steps': 100_000, 'precision': 'fp32', 'save_every': 0, 'eval_every': 0})\n"
                 f"train(config, {str(trained / 'data/shards')!r}, 'out', progress=False)")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 TORTURE = Path(__file__).with_name("torture.py")
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks its vi
 
 def torture(*args: object) -> tuple[int, str]:
     """Exit status and output of the command."""
-    done = subprocess.run([sys.executable, TORTURE, *map(str, args)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, TORTURE, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -65,6 +66,6 @@ flip(newest_checkpoint(one.whole) / "trainer.pt")
 assert faults_after_a_kill(one.whole, 1) and faults_after_a_kill(one.whole, 10**6)
 print("fine")
 """
-    done = subprocess.run([sys.executable, "-c", check], input=f"{tmp_path}\n", capture_output=True, text=True, timeout=120,
+    done = subprocess.run([sys.executable, "-c", check], input=f"{tmp_path}\n", capture_output=True, text=True, timeout=PATIENCE,
                           env={**os.environ, "PYTHONPATH": str(TORTURE.parent)})
     assert done.stdout.endswith("fine\n"), done.stderr

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from safetensors.torch import load_file
 
 from llm_course import training
@@ -598,7 +599,7 @@ def torchrun(shards: Path, out: Path, *, processes: int = 2, resume: bool = Fals
               "vocab_size": Tokenizer.load(shards).vocab_size, **fields}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(script), str(shards),
                str(out), "resume" if resume else "fresh", json.dumps(chosen)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import course, fine
+from conftest import PATIENCE, course, fine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -172,7 +172,7 @@ print(json.dumps([written.tolist() for written in (alone, ids, rows, drawn)]))
 def test_generation_stops_where_a_document_ends(brief):
     "With generate's own defaults, for one text and for many, in a few lines that anybody would write; and not a word of warning."
     tokenizer = Tokenizer.load(brief)
-    done = subprocess.run([sys.executable, "-c", WRITING, str(brief)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", WRITING, str(brief)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     alone, ids, rows, drawn = json.loads(done.stdout)
     assert tokenizer.decode(alone[0]) in BRIEF and alone[0][0] == alone[0][-1] == tokenizer.eos_id and len(alone[0]) < 40
@@ -412,7 +412,7 @@ def script(code: str, *args: Path, front: tuple[Path, ...] = ()) -> str:
     "What a script prints, in a process of its own, with these folders before all others on its path."
     path = os.pathsep.join(map(str, (*front, Path(__file__).parents[1])))
     done = subprocess.run([sys.executable, "-c", code, *map(str, args)], env={**os.environ, "PYTHONPATH": path},
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
