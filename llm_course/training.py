@@ -1190,14 +1190,14 @@ def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
     """Set max_steps to what fits into max_minutes at `pace` seconds a step, as the first process measures it.
 
     Never more than the config's max_steps. Until the learning rate begins to fall, no step depends on how many there will be;
-    after that the number stays, unless half as many again would fit: something else then held up the first steps. Each
+    after that the number stays, unless a tenth more would fit: something else then held up the steps before. Each
     decision goes into the log and into every later checkpoint."""
     training = run.config.training
     left = training.max_minutes * 60 * (1 - SPARE) - (time.perf_counter() - started)
     fits = torch.tensor(min(run.step + max(1, int(left / pace)), training.max_steps), device=run.device)
     if run.world.size > 1: dist.broadcast(fits, 0)
     falling = run.step > (1 - training.decay_fraction) * run.max_steps
-    if fits.item() == run.max_steps or falling and fits.item() < 1.5 * run.max_steps: return
+    if fits.item() == run.max_steps or falling and fits.item() < 1.1 * run.max_steps: return
     if run.max_steps == training.max_steps:
         reporter.tell(f"{training.max_minutes:g} minutes are enough for about {fits.item():,} steps: the schedule ends there.")
     elif falling:

@@ -1,4 +1,5 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
+import contextlib
 import copy
 import json
 import math
@@ -515,6 +516,20 @@ def test_steps_that_were_held_up_do_not_shorten_the_run(shards, tmp_path, monkey
     cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
     assert cuts[0] < 60 and result.steps == cuts[-1] > 2 * cuts[0] and 0.5 < result.seconds / (0.1 * 60) < 1.5
     assert sum("Steps have become faster" in line for line in said) >= 1
+
+
+@pytest.mark.parametrize("step, fits, kept", [(200, 1050, 1050), (200, 700, 700), (500, 1050, 1000), (500, 1200, 1200), (500, 700, 1000),
+                                              (500, 3000, 2000)])
+def test_once_the_rate_falls_the_number_of_steps_changes_little(step, fits, kept, shards, tmp_path):
+    """Before, it is what fits; after, it grows where a tenth more fits, never shrinks, and never exceeds the config's."""
+    config = tiny(shards, max_steps=2000, max_minutes=60, decay_fraction=0.7, eval_every=0, save_every=0)
+    run = start_run(config, shards, CPU, say=quiet)
+    run.step, run.max_steps = step, 1000
+    with contextlib.closing(training.Reporter(run, tmp_path, False, quiet)) as reporter:
+        pace = 60 * 60 * (1 - training.SPARE) / (fits - step + 0.5)
+        training.fit_time(run, reporter, time.perf_counter(), pace)
+    cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
+    assert run.max_steps == kept and cuts == [kept] * (kept != 1000)
 
 
 def test_precision_is_chosen_and_the_reason_told(monkeypatch):
