@@ -97,10 +97,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_one_line_of_50_megabytes(tmp_path):
     "It takes seconds and not minutes, in whatever way documents are told apart."
     file = put(tmp_path / "a.txt", b"once upon a time " * 3_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     for documents in ("auto", "blank", "file", "<|endoftext|>"):
         assert [len(d) for d in Corpus(file, documents=documents)] == [51_000_000]
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

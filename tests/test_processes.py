@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_training import pack, same_files, told
 
-from conftest import ROOT, Outcome, fine, process
+from conftest import PATIENCE, ROOT, Outcome, fine, process
 from llm_course.corpus import write_tales
 from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
 
@@ -47,7 +47,7 @@ class Job:
 
     def reaches(self, step: int) -> "Job":
         """Wait until a checkpoint of `step` or later is there."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + PATIENCE
         while not ((newest := newest_checkpoint(self.out)) and int(newest.name[5:]) >= step):
             assert self.process.poll() is None and time.monotonic() < end, self.ended()
             time.sleep(0.002)
@@ -65,10 +65,10 @@ class Job:
             if parent == self.process.pid and rank: found[int(rank[1])] = int(folder.name)
         return [pid for _, pid in sorted(found.items())]
 
-    def ended(self, within: float = 120) -> Outcome:
+    def ended(self) -> Outcome:
         """How it ended, which must be soon."""
         try:
-            self.process.wait(within)
+            self.process.wait(PATIENCE)
         finally:
             if self.process.poll() is None:
                 for worker in self.workers(): os.kill(worker, signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_a_killed_process_takes_the_job_down(rank, folder, whole):
     """With a status that is not 0, one sentence of ours, and a checkpoint that goes on to the same bits."""
     job = Job(folder, f"killed {rank}").reaches(10)
     os.kill(job.workers()[rank], signal.SIGKILL)
-    outcome = job.ended(within=20)
+    outcome = job.ended()
     assert outcome.code != 0
     said = re.findall("Another process of this run has ended.*", outcome.err)   # perhaps behind the bar of the killed one
     assert len(said) == 1 and "--resume" in said[0] and "training.py" not in outcome.err, outcome.err
@@ -124,7 +124,7 @@ def test_sigterm_lets_all_finish_their_step(folder, whole):
     """SIGTERM to torchrun, as a scheduler sends it: the step is finished and saved, and a resume ends the same."""
     job = Job(folder, "stopped").reaches(10)
     job.process.terminate()
-    outcome = job.ended(within=60)
+    outcome = job.ended()
     assert outcome.code != 0 and "training.py" not in outcome.err
     stopped = read_log(job.out)[-1]["step"]
     assert f"Stopped after step {stopped}, which is saved" in outcome.out

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -494,12 +495,25 @@ def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
     assert told(tmp_path / "a" / "log.jsonl") == told(tmp_path / "b" / "log.jsonl")
 
 
-def test_time_limit_cuts_the_schedule(shards, tmp_path):
+def let_a_step_take(seconds: Callable[[int], float], monkeypatch) -> None:
+    """On the clock that a run sees, step i takes `seconds(i)`, and all else nothing, however busy the machine is."""
+    now, real = [0.0], training.step_that_fits
+
+    def step(run):
+        now[0] += seconds(run.step)
+        return real(run)
+
+    monkeypatch.setattr(training, "step_that_fits", step)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=time.sleep))
+
+
+def test_time_limit_cuts_the_schedule(shards, tmp_path, monkeypatch):
     """max_minutes shortens the run to what fits, says so, records it, and the schedule still ends at zero."""
     said = []
+    let_a_step_take(lambda step: 0.01, monkeypatch)
     config = tiny(shards, max_steps=100_000, max_minutes=0.05, eval_every=0, save_every=0)
     result = run_quietly(config, shards, tmp_path, say=said.append)
-    assert 20 < result.steps < 100_000 and result.seconds < 0.05 * 60 * 1.5
+    assert result.steps == pytest.approx(0.95 * 3 / 0.01, abs=1) and result.seconds == pytest.approx(0.95 * 3, abs=0.02)
     assert sum("schedule ends" in line for line in said) == 1
     assert [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry][-1] == result.steps
     last = [entry for entry in read_log(tmp_path) if "lr" in entry][-1]
@@ -509,25 +523,27 @@ def test_time_limit_cuts_the_schedule(shards, tmp_path):
 
 def test_steps_that_were_held_up_do_not_shorten_the_run(shards, tmp_path, monkeypatch):
     """Where another program slows the first steps, the number of steps grows again once it is gone, and the run uses its time."""
-    real, said = training.step_that_fits, []
-    monkeypatch.setattr(training, "step_that_fits", lambda run: (time.sleep(0.1 if run.step < 20 else 0), real(run))[1])
+    said = []
+    let_a_step_take(lambda step: 0.1 if step < 20 else 0.01, monkeypatch)
     config = tiny(shards, max_steps=100_000, max_minutes=0.1, decay_fraction=0.7, eval_every=0, save_every=0)
     result = run_quietly(config, shards, tmp_path, say=said.append)
     cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
-    assert cuts[0] < 60 and result.steps == cuts[-1] > 2 * cuts[0] and 0.5 < result.seconds / (0.1 * 60) < 1.5
-    assert sum("Steps have become faster" in line for line in said) >= 1
+    assert cuts[0] == pytest.approx(57, abs=1)   # 5.7 seconds at the slow pace
+    assert cuts[-1] == result.steps == pytest.approx(390, abs=1)   # and at both
+    assert result.seconds == pytest.approx(5.7, abs=0.02) and sum("Steps have become faster" in line for line in said) == 1
 
 
 @pytest.mark.parametrize("step, fits, kept", [(200, 1050, 1050), (200, 700, 700), (500, 1050, 1000), (500, 1200, 1200), (500, 700, 1000),
                                               (500, 3000, 2000)])
-def test_once_the_rate_falls_the_number_of_steps_changes_little(step, fits, kept, shards, tmp_path):
+def test_once_the_rate_falls_the_number_of_steps_changes_little(step, fits, kept, shards, tmp_path, monkeypatch):
     """Before, it is what fits; after, it grows where a tenth more fits, never shrinks, and never exceeds the config's."""
     config = tiny(shards, max_steps=2000, max_minutes=60, decay_fraction=0.7, eval_every=0, save_every=0)
+    let_a_step_take(lambda step: 0, monkeypatch)
     run = start_run(config, shards, CPU, say=quiet)
     run.step, run.max_steps = step, 1000
     with contextlib.closing(training.Reporter(run, tmp_path, False, quiet)) as reporter:
         pace = 60 * 60 * (1 - training.SPARE) / (fits - step + 0.5)
-        training.fit_time(run, reporter, time.perf_counter(), pace)
+        training.fit_time(run, reporter, 0.0, pace)
     cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
     assert run.max_steps == kept and cuts == [kept] * (kept != 1000)
 
