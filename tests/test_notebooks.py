@@ -14,7 +14,7 @@ from nbdev.clean import clean_nb
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 MINUTES = {"06_training": 2, "11_speed": 4}  # of two processors; all others: 1; 11 has bf16 products even where they are slow
-WORKED = nbformat.v4.new_code_cell("import os; print(sum(os.times()[:4]))")  # processor seconds, with those of ended children
+WORKED = "import os; print(sum(os.times()[:4]))"  # processor seconds, with those of ended children
 SKIPPED_CELL = re.compile(r"^#\|\s*(slow|gpu|eval:\s*false)\s*$", re.M)  # as nbdev_test skips them
 FORBIDDEN = {
     r"^\s*[!%]\s*(pip|wget|curl|conda|uv)\b": "installs or fetches: the environment is made once, and 01_corpus downloads with a check",
@@ -54,7 +54,7 @@ def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float = 2 * PATIEN
     for cell in nb.cells:
         if cell.cell_type == "code" and SKIPPED_CELL.search(cell.source):
             cell.source = ""
-    nb.cells.append(copy.deepcopy(WORKED))
+    nb.cells.append(nbformat.v4.new_code_cell(WORKED))
     end = time.monotonic() + seconds
     left = lambda cell: max(1, int(end - time.monotonic()))  # the limit is the notebook's: cells share it
     NotebookClient(nb, timeout_func=left, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
