@@ -11,8 +11,8 @@ __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 
            'hold_out', 'validation', 'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields',
            'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
            'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'chat', 'export', 'doctor', 'show_plan', 'plan', 'draw_losses',
-           'show_results', 'own_stories', 'show_stories', 'more_time', 'demo']
+           'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat', 'export', 'doctor', 'show_plan', 'plan',
+           'draw_losses', 'show_results', 'own_stories', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -26,6 +26,7 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from inspect import getsource
@@ -620,11 +621,14 @@ class Chat:
     def change(self, name: str, value: str) -> None:
         "Set what a flag sets, from the next text on; without a value, say what it is."
         from llm_course.corpus import CourseError
+        from llm_course.sampling import PRECISIONS, Sampler
         option = next(option for option in main.commands["chat"].params if option.name == name)
         try:
-            self.settings[name] = option.type.convert(value, option, None) if value else self.settings[name]
+            changed = self.settings | ({name: option.type.convert(value, option, None)} if value else {})
         except click.BadParameter as error:
             raise CourseError(f"/{name}: {error.message}") from None
+        Sampler(**{field.name: changed[field.name] for field in fields(Sampler)})  # refuses what the type lets pass, such as nan
+        self.settings = changed
         click.echo(f"{name} {self.settings[name]}", err=True)
 
     def begin(self, prompt: str) -> None:
@@ -639,11 +643,16 @@ class Chat:
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
         self.stopped = False
-        for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
-            click.echo(visible(piece), nl=False)
-            if self.stopped:
-                break
-        click.echo()
+        try:
+            for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
+                click.echo(visible(piece), nl=False)
+                if self.stopped:
+                    break
+        except Exception:
+            self.draft.ended = True  # what broke does not go on
+            raise
+        finally:
+            click.echo()
         while self.notes:
             click.echo(f"({self.notes.pop()})", err=True)
         if self.keyboard:
@@ -738,6 +747,13 @@ def typed_lines(stop: Callable) -> Iterator[str]:
                 return
 
 # %% ../nbs/99_cli.ipynb #a8bd5359
+def fault_in_chat(error: Exception) -> str:
+    "What to say where `chat` itself is at fault: what happened and where, for whoever reports it."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__} in {where}: {error}. This is a fault of llm-course, not yours; the chat goes on."
+
+
 @main.command(cls=Computing)
 @writes_text
 def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None, **settings: float) -> None:
@@ -753,10 +769,10 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
             talk.take(line)
         except EOFError:
             break
+        except BrokenPipeError:  # nobody reads any more
+            raise
         except Exception as error:
-            if (message := sentence(error)) is None:
-                raise
-            click.echo(message, err=True)
+            click.echo(sentence(error) or fault_in_chat(error), err=True)
             refused = True
     if refused and not keyboard:
         sys.exit(2)

@@ -209,6 +209,7 @@ def test_commands(trained, tmp_path):
 @pytest.mark.parametrize("line, told", [
     ("/temprature 1", "'/temperature'"), ("/temp 1", "'/temperature'"), ("/qiut", "'/quit'"), ("/", "/help"), ("/xyz", "/help"),
     ("/temperature -1", "/temperature"), ("/top_k many", "/top_k"), ("/seed 99999999999999999999", "/seed"),
+    ("/temperature nan", "temperature"), ("/repetition_penalty inf", "repetition_penalty"), ("/top_p nan", "top_p"),
     ("/save", "/save story"), ("/save .", "another name"), ("/save /dev/null/x", "/dev/null"), ("the " * 300, "shorten"),
     ("\udcff", "Unicode")])
 def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
@@ -217,6 +218,32 @@ def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
     done = piped(trained, typed, "--max_new_tokens", 2, "--temperature", 0)
     assert done.exit_code == 2 and done.stdout.count("Once") == 2
     assert len(done.stderr.splitlines()) == 1 and told in done.stderr
+
+
+def test_settings_at_their_limits_write_on(trained):
+    "What is admitted is answered: with numbers that a float32 takes for 0 or infinity, too, and all of them together."
+    limits = ["/temperature 1e-46", "/top_p 1e-300", "/repetition_penalty 1e-300", "/top_k 99999999999999999999", "/min_p 5e-324"]
+    done = piped(trained, "".join(f"{line}\nOnce\n" for line in [*limits, "/temperature 1e300", "/repetition_penalty 1e300"]),
+                 "--max_new_tokens", 3, "--seed", 0)
+    told = [line for line in done.stdout.splitlines() if line.startswith("Once")]
+    assert done.exit_code == 0 and len(told) == 7 and len(done.stderr.splitlines()) == 7
+
+
+def test_a_fault_of_ours_ends_no_chat(trained, monkeypatch):
+    "It costs its text a line with what happened and where; the next line is answered, and an empty one begins anew."
+    from llm_course import sampling
+    real, throws = sampling.draw, iter([True, False])
+
+    def breaks_once(*given):
+        if next(throws, False):
+            raise IndexError("index 600 is out of bounds")
+        return real(*given)
+
+    monkeypatch.setattr(sampling, "draw", breaks_once)
+    done = piped(trained, "Once\n\nTwice\n", "--max_new_tokens", 3, "--seed", 0)
+    first, second, third = done.stdout.split("\n")[:3]
+    assert done.exit_code == 2 and first == "Once" and not second.startswith("Once") and third.startswith("Twice")
+    assert re.fullmatch(r"IndexError in test_chat.py, line \d+: index 600 is out of bounds. .*goes on.\n", done.stderr)
 
 
 @pytest.mark.parametrize("line", ["/again", "/check", "/save x.txt"])
