@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
            'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'STORIES', 'ENOUGH',
-           'sentence', 'Stage', 'Computing', 'speak', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command',
-           'table', 'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file',
-           'held_out_stories', 'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text',
-           'hold_out', 'validation', 'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields',
-           'overrides', 'field_comments', 'describe_config', 'visible', 'sample', 'refuse_shape', 'train',
-           'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat',
-           'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat', 'export', 'doctor', 'show_plan', 'plan',
-           'draw_losses', 'show_results', 'own_stories', 'show_stories', 'more_time', 'demo']
+           'sentence', 'Stage', 'Computing', 'speak', 'columns', 'width', 'LineBreaker', 'fitted', 'copyable',
+           'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text',
+           'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus',
+           'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable',
+           'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
+           'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict',
+           'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat', 'export',
+           'show_finding', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'own_stories', 'show_story',
+           'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -22,11 +23,13 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
 import threading
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from inspect import getsource
@@ -80,10 +83,88 @@ class Computing(Stage):
             import llm_course.training
 
 # %% ../nbs/99_cli.ipynb #6d4ab27a
-def speak(line: str = "", err: bool = False) -> None:
-    "Print a line, from the first process alone."
+def speak(text: str = "", err: bool = False, hang: int = 0) -> None:
+    "Print a text, from the first process alone, so that it fits the terminal; its further lines begin `hang` columns to the right."
     if os.environ.get("RANK", "0") == "0":
-        click.echo(line, err=err)
+        click.echo(fitted(text, columns(sys.stderr if err else sys.stdout), hang), err=err)
+
+# %% ../nbs/99_cli.ipynb #wrp00002
+def columns(stream: object) -> int | None:
+    "How many columns a line may have on the terminal that `stream` is; None where it is none, so that nothing is wrapped."
+    with contextlib.suppress(AttributeError, ValueError):  # of these: there is no stream, it is closed
+        return max(shutil.get_terminal_size().columns - 1, 20) if stream.isatty() else None
+    return None
+
+
+def width(text: str) -> int:
+    "The columns that a text takes on a terminal, about: two for a wide character, none for what joins the one before it."
+    invisible = ("Mn", "Me", "Cf")
+    return sum(8 if c == "\t" else 0 if unicodedata.category(c) in invisible else 1 + (unicodedata.east_asian_width(c) in "WF")
+               for c in text)
+
+
+class LineBreaker:
+    "A text that comes in pieces, with line breaks in place of spaces so that no line has over `limit` columns (None: as it is)."
+
+    def __init__(self, limit: int | None, hang: int = 0):
+        self.limit, self.hang = limit, hang  # hang: the column where a line begins that we have broken
+        self.at, self.space, self.word, self.long = 0, "", "", False  # long: the word is longer than a line, and partly shown
+
+    def add(self, text: str) -> str:
+        "What can be shown after `text` has come."
+        return text if self.limit is None else "".join(map(self.add_character, text))
+
+    def add_character(self, c: str) -> str:
+        "What can be shown after a character has come."
+        if c.isspace() and c != "\xa0":
+            shown = self.rest() if self.word or c == "\n" else ""
+            if self.long:
+                self.at, self.long = self.limit, False  # it stands alone
+            if c == "\n":
+                self.at = 0
+                return shown + c
+            self.space += c
+            return shown
+        self.word += c
+        if self.at + width(self.space + self.word) <= self.limit and not self.long:
+            return ""
+        if self.at + width(self.space) > self.hang and not self.long:
+            self.at, self.space = self.hang, ""
+            return "\n" + " " * self.hang
+        self.long = True  # the terminal has to break it
+        return self.rest()
+
+    def rest(self) -> str:
+        "What has been kept back."
+        shown = self.space + self.word
+        self.at, self.space, self.word = self.at + width(shown), "", ""
+        return shown
+
+
+def fitted(text: str, limit: int | None, hang: int = 0) -> str:
+    "A text in lines of at most `limit` columns. What stands in `backquotes` is a command: it stays in one line."
+    whole = re.sub(r"`[^`\n]*`", lambda quoted: quoted[0].replace(" ", "\0"), text)
+    breaker = LineBreaker(limit, hang)
+    return (breaker.add(whole) + breaker.rest()).replace("\0", " ")
+
+# %% ../nbs/99_cli.ipynb #wrp00005
+def copyable(command: str, limit: int | None, indent: int = 0) -> str:
+    "A command that begins at column `indent`, broken before flags into lines of at most `limit` columns, which a shell reads as one."
+    if limit is None or indent + width(command) <= limit:
+        return command
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+|['"]""", command)
+    parts, lines, on = [words[0]], [], " `" if os.name == "nt" else " \\"
+    for word in words[1:]:
+        if word.startswith("-"):
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    for part in parts:
+        if lines and indent + 2 + width(f"{lines[-1]} {part}{on}") <= limit:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return f"{on}\n{' ' * (indent + 2)}".join(lines)
 
 # %% ../nbs/99_cli.ipynb #90a1ede2
 @contextlib.contextmanager
@@ -156,15 +237,17 @@ def next_command(stage: str, **flags: object) -> str:
     "The command of a stage, with those of `flags` alone whose values are not the stage's defaults."
     known = {option.name: option for option in main.commands[stage].params}
     given = [f"{known[name].opts[0]} {shlex.quote(str(value))}" for name, value in flags.items() if value != known[name].default]
-    return " ".join(["next: llm-course", stage, *given])
+    return copyable(" ".join(["next: llm-course", stage, *given]), columns(sys.stdout))
 
 # %% ../nbs/99_cli.ipynb #fb8f4aca
-def table(rows: dict[str, object]) -> str:
-    "Two aligned columns: whole numbers get thousands separators, other numbers four significant figures."
+def table(rows: dict[str, object], limit: int | None = None) -> str:
+    """Two aligned columns: whole numbers get thousands separators, other numbers four significant figures.
+
+    No line has over `limit` columns; what does not fit goes on under itself."""
     shown = {int: "{:,}", float: "{:,.4g}"}
     cells = {name: shown.get(type(value), "{}").format(value) for name, value in rows.items()}
     left = max(map(len, cells))
-    return "\n".join(f"  {name:<{left}}  {cell}" for name, cell in cells.items())
+    return "\n".join(fitted(f"  {name:<{left}}  {cell}", limit, hang=left + 4) for name, cell in cells.items())
 
 # %% ../nbs/99_cli.ipynb #9289567c
 FORMS = ["auto", "line", "blank", "file", "jsonl"]
@@ -418,10 +501,11 @@ def field_comments(dataclass: type) -> dict[str, str]:
 
 def describe_config(config: object) -> str:
     "Every field of a Config: its name, its value, its meaning."
-    rows = [(f.name, getattr(part, f.name), field_comments(type(part)).get(f.name, ""))
-            for part in (config.model, config.training) for f in fields(part)]
+    rows = [(f.name, getattr(part, f.name), comments.get(f.name, "")) for part in (config.model, config.training)
+            for comments in [field_comments(type(part))] for f in fields(part)]
     left, middle = (max(len(f"{row[i]}") for row in rows) for i in (0, 1))
-    return "\n".join(f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
+    lines = (f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
+    return "\n".join(fitted(line, columns(sys.stdout), hang=left + middle + 6) for line in lines)
 
 # %% ../nbs/99_cli.ipynb #2f59243a
 def visible(text: str) -> str:
@@ -529,10 +613,10 @@ def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, harnes
 # %% ../nbs/99_cli.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
     "CourseError where the context has no room for the prompt, the </s> before it and one new token."
-    from llm_course.corpus import CourseError
+    from llm_course.corpus import CourseError, counted
     length, context = len(checkpoint.tokenizer.encode(prompt)), checkpoint.model.config.seq_len
     if length + 1 >= context:
-        raise CourseError(f"the prompt has {length:,} tokens, and in the model's context of {context:,} there is room for "
+        raise CourseError(f"the prompt has {counted(length, 'token')}, and in the model's context of {context:,} there is room for "
                           f"{context - 2:,}: shorten it.")
 
 
@@ -578,18 +662,18 @@ def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str,
     check_prompt(checkpoint, prompt)
     seed = settings.pop("seed")
     for i in range(n):
-        text, notes = "", []
+        text, notes, lines = "", [], LineBreaker(columns(sys.stdout))
         stream = stream_text(checkpoint.model, checkpoint.tokenizer, prompt, seed=None if seed is None else seed + i,
                              say=notes.append, **settings)
         for piece in itertools.chain([prompt], stream):
-            click.echo(visible(piece), nl=False)
+            click.echo(lines.add(visible(piece)), nl=False)
             sys.stdout.flush()
             text += piece
-        click.echo()
+        click.echo(lines.rest())
         for note in notes:
-            click.echo(f"({note})", err=True)
+            speak(f"({note})", err=True)
         if check:
-            click.echo(f"  {verdict(text)}")
+            speak(f"  {verdict(text)}", hang=2)
 
 # %% ../nbs/99_cli.ipynb #9346e818
 class Chat:
@@ -642,19 +726,19 @@ class Chat:
 
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
-        self.stopped = False
+        self.stopped, lines = False, LineBreaker(columns(sys.stdout))
         try:
             for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
-                click.echo(visible(piece), nl=False)
+                click.echo(lines.add(visible(piece)), nl=False)
                 if self.stopped:
                     break
         except Exception:
             self.draft.ended = True  # what broke does not go on
             raise
         finally:
-            click.echo()
+            click.echo(lines.rest())
         while self.notes:
-            click.echo(f"({self.notes.pop()})", err=True)
+            speak(f"({self.notes.pop()})", err=True)
         if self.keyboard:
             click.echo(f"(seed {self.seed}: {'the end' if self.draft.ended else 'an empty line goes on'})", err=True)
 
@@ -675,7 +759,7 @@ class Chat:
 
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
-        click.echo(f"  {visible(verdict(self.last().text))}")
+        speak(f"  {visible(verdict(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:
         "Write the last text to a new file."
@@ -697,7 +781,7 @@ class Chat:
                 "Ctrl-C": "Stops a text, or clears the line; twice at the prompt, or Ctrl-D, ends."}
         rows |= {f"/{name} {value}": helps[name] for name, value in self.settings.items()}
         rows |= {f"/{name}{' FILE' * (name == 'save')}": verb.__doc__ for name, verb in self.verbs.items()}
-        click.echo(table(rows), err=True)
+        click.echo(table(rows, columns(sys.stderr)), err=True)
 
     def quit(self, _: str) -> None:
         "End, as Ctrl-D does."
@@ -763,7 +847,7 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     talk, refused = Chat(open_checkpoint(ckpt, tok, device, verify), seed, settings, keyboard), False
     if keyboard:
-        click.echo("Type how a text begins: the model writes on, it does not answer. See /help.")
+        speak("Type how a text begins: the model writes on, it does not answer. See /help.")
     for line in typed_lines(talk.stop) if keyboard else (line.rstrip("\r\n") for line in sys.stdin or ()):
         try:
             talk.take(line)
@@ -772,7 +856,7 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
         except BrokenPipeError:  # nobody reads any more
             raise
         except Exception as error:
-            click.echo(sentence(error) or fault_in_chat(error), err=True)
+            speak(sentence(error) or fault_in_chat(error), err=True)
             refused = True
     if refused and not keyboard:
         sys.exit(2)
@@ -804,17 +888,25 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         raise click.UsageError("--input is for the card of --to hf: a GGUF file has none.")
     checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
     if form == "gguf":
-        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, name=name or Path(out).stem, license=license)]
+        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", speak, name=name or Path(out).stem, license=license)]
     else:
         text = open_corpus(source, documents, errors) if source != VALIDATION or Path(source).exists() else None
         if not text:
-            click.echo(f"There is no {source}: the card says that nothing was measured.")
-        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=click.echo, name=name, license=license)
+            speak(f"There is no {source}: the card says that nothing was measured.")
+        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license)
         made = sorted(folder.iterdir())
-    click.echo(table({str(path): path.stat().st_size for path in made}))
+    click.echo(table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
     click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
 
 # %% ../nbs/99_cli.ipynb #e0990006
+def show_finding(finding: str) -> None:
+    "Print what `doctor` has found: a sentence that fits the terminal and, below it, its command as it can be copied."
+    what, _, command = finding.partition("\n")
+    speak(what, hang=20)
+    if command:
+        click.echo(" " * 20 + copyable(command.strip(), columns(sys.stdout), indent=20))
+
+
 @main.command()
 @click.option("--data", default=SHARDS, help="The shards.")
 @click.option("--checkpoints", default=CHECKPOINTS, help="The folder of a run.")
@@ -829,23 +921,26 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
     except ImportError as error:
         again = f"{sys.executable} -m pip install --force-reinstall {error.name}"
         raise CourseError(f"{error.name} cannot be loaded ({error}): run `{again}`.") from error
-    found = examine(data, checkpoints, tok, speak, seconds=seconds)
+    found = examine(data, checkpoints, tok, show_finding, seconds=seconds)
     ctx.exit(int(any(finding.state == "wrong" for finding in found)))
 
 # %% ../nbs/99_cli.ipynb #51a90002
 def show_plan(made: object) -> dict[str, object]:
     "A plan by the names that a table shows."
+    from llm_course.corpus import counted, duration
     model, training, machine = made.config.model, made.config.training, made.device
     at_a_time = min(training.batch_size // made.devices, training.micro_batch_size or training.batch_size)
     rate, share = machine.rates[made.precision], machine.utilisation
-    rows = {"model": f"{model.n_params:,} parameters, {model.n_layers} layers of width {model.d_model:,}",
+    layers, sequences = counted(model.n_layers, "layer"), counted(training.batch_size, "sequence")
+    rows = {"model": f"{model.n_params:,} parameters, {layers} of width {model.d_model:,}",
             "device": f"{made.devices} × {machine.name}: {rate / 1e12:,.4g} TFLOP/s in {str(made.precision)[6:]}, "
                       f"{machine.bandwidth / 1e9:,.4g} GB/s ({machine.source})",
-            "step": f"{training.batch_size:,} sequences of {model.seq_len:,} tokens, {at_a_time:,} at a time on each device"}
+            "step": f"{sequences} of {counted(model.seq_len, 'token')}, {at_a_time:,} at a time on each device"}
     rows |= {name: f"{size / 1e9:8.3f} GB" for name, size in made.memory.items()}
     rows |= {"memory at the most": f"{made.peak / 1e9:8.3f} GB on each device",
              "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate, assumed" if share < 1 else f"{made.seconds:,.4g}",
-             "tokens a second": round(made.tokens_per_second), "tokens": made.tokens, "days": made.days}
+             "tokens a second": round(made.tokens_per_second), "tokens": made.tokens,
+             "time": duration(86_400 * made.days)}
     return rows
 
 
@@ -857,12 +952,12 @@ def show_plan(made: object) -> dict[str, object]:
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to train on.  [default: 20 for each parameter]")
 @click.pass_context
 def plan(ctx: click.Context, config: str, batch: int | None, device: str, devices: int, tokens: int | None) -> None:
-    """Say what a training takes: memory, time, days. Every field of the config is an option too, as in `train`."""
+    """Say what a training takes: memory and time. Every field of the config is an option too, as in `train`."""
     from llm_course.speed import plan as make_plan
     from llm_course.training import load_config
     made = make_plan(load_config(config, overrides(ctx.args, ctx.command)), batch, device, devices, tokens)
-    click.echo(table(show_plan(made)))
-    click.echo(made.advice)
+    click.echo(table(show_plan(made), columns(sys.stdout)))
+    speak(made.advice)
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
 def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:
@@ -911,13 +1006,20 @@ def own_stories(checkpoint: object, **sampler: float) -> list[str]:
     return write(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampler, seed=0, n_samples=STORIES, say=None)
 
 
+def show_story(story: str) -> None:
+    "Print a story, in lines of 100 columns or what the terminal has, and the grammar's verdict on it."
+    limit = min(100, columns(sys.stdout) or 100)
+    click.echo(f"\n{textwrap.fill(visible(story), limit, break_long_words=False, break_on_hyphens=False)}")
+    speak(f"  {verdict(story)}", hang=2)
+
+
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
     from llm_course.evaluation import judge
     stories = own_stories(checkpoint)
     for story in stories[:3]:
-        click.echo(f"\n{textwrap.fill(visible(story), 100)}\n  {verdict(story)}")
-    click.echo(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
+        show_story(story)
+    speak(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 97 in the median run with 5.3 or more
@@ -943,13 +1045,13 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) 
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
     from llm_course.training import load_checkpoint, load_config, pick_device, read_manifest, train_on_tales
     chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
-    click.echo(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
-    ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=click.echo,
+    speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
+    ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=speak,
                           fresh=fresh, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
     seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root))
     show_stories(checkpoint)
-    if hint := more_time(checkpoint, seen): click.echo(hint)
+    if hint := more_time(checkpoint, seen): speak(hint)
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
     click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

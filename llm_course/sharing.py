@@ -27,7 +27,7 @@ import sentencepiece as spm
 import torch
 from torch import Tensor
 
-from .corpus import CourseError, atomic_write, did_you_mean, sync_folder
+from .corpus import CourseError, atomic_write, counted, did_you_mean, sync_folder
 from .evaluation import Evaluation, evaluate
 from .gpt import GPT, ModelConfig
 from .tokenizer import Tokenizer
@@ -188,7 +188,7 @@ def write_gguf(
         add_shape(writer, checkpoint.model.config)
         add_vocabulary(writer, checkpoint.tokenizer, checkpoint.model.config.vocab_size)
         if too_narrow := add_weights(writer, checkpoint.model, dtype):
-            say(f"q8_0 packs 32 numbers of a row together: the {too_narrow} matrices whose rows 32 does not divide are f16.")
+            say(f"q8_0 packs 32 numbers of a row together. The rows of {counted(too_narrow, 'matrix', 'matrices')} are no multiple of 32: f16.")
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

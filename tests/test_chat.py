@@ -20,16 +20,18 @@ IN_A_TERMINAL = ("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 
 
 class Terminal:
-    "A pseudoterminal with `llm-course chat` on it: `type` is the keyboard, `until` the screen."
+    "A pseudoterminal of 80 columns with `llm-course chat` on it: `type` is the keyboard, `until` the screen."
 
     def __init__(self, folder: Path, state: Path, *args: object):
         import pty
         import termios
         self.keys, self.line = pty.openpty()
+        termios.tcsetwinsize(self.line, (24, 80))
         self.settings = lambda: termios.tcgetattr(self.line)
         self.before, self.shown, self.read = self.settings(), "", 0
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm",
                "XDG_STATE_HOME": str(state)}
+        env.pop("COLUMNS", None)  # which would overrule the terminal
         self.process = subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL, "chat", *map(str, args)], cwd=folder, env=env,
                                         stdin=self.line, stdout=self.line, stderr=self.line, start_new_session=True)
         self.until("it does not answer.*\n> ")
@@ -132,23 +134,29 @@ def test_lines_are_edited_and_come_back(terminal, trained, tmp_path):
 
 @at_a_terminal
 def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_path):
-    "What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed."
-    from llm_course.cli import visible
+    """What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed.
+
+    It has lines that fit the terminal, broken between words."""
+    from llm_course.cli import visible, width
     seed = long_seed(trained)
     chat = terminal("--max_new_tokens", 10**6, "--temperature", 1, "--seed", seed)
     chat.type("Once\n")
     begun = chat.until(r"\nOnce.{9}")
     chat.type(CTRL_C)  # at once: a text that is being written hears it at any time
     begun += chat.until(r"\n\(seed \d+: an empty line goes on\)\n> ")
-    chat.type("/max_new_tokens 30\n\n")
-    more = chat.until(r"\nmax_new_tokens 30\n> \n(?s:.*?)\n\(seed .*\)\n> ")
+    chat.type("/max_new_tokens 100\n\n")
+    more = chat.until(r"\nmax_new_tokens 100\n> \n(?s:.*?)\n\(seed .*\)\n> ")
     chat.type(f"/save {tmp_path / 'text'}\n{CTRL_D}")
     assert chat.ends() == 0
     text = visible((tmp_path / "text").read_bytes().decode().removesuffix("\n"))
     whole = fine(course("generate", "--prompt", "Once", "--seed", seed, "--temperature", 1, "--max_new_tokens", 500, cwd=trained))
     assert whole.startswith(text)
-    parts = (begun.split("\n", 1)[1].replace("^C", "", 1), more.split("30\n> \n", 1)[1])
-    assert "".join(part.rpartition("\n(seed ")[0] for part in parts) == text
+    parts = (begun.split("\n", 1)[1].replace("^C", "", 1), more.split("100\n> \n", 1)[1])
+    told = [re.sub(r"\n\(The text outgrows[^)]*\)", "", part.rpartition("\n(seed ")[0]) for part in parts]
+    assert "".join("".join(told).split()) == "".join(text.split())
+    lines = [line for part in told for line in part.split("\n")]
+    assert len(lines) > 3 and all(width(line) < 80 or len(line.split()) == 1 for line in lines)
+    assert set(told[1].split()[1:-1]) <= set(text.split())
 
 
 @at_a_terminal
