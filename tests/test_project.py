@@ -1,4 +1,5 @@
 """The project as a whole: one description, entry points that resolve, configs that load, and a README that cannot drift."""
+import ast
 import importlib
 import inspect
 import io
@@ -76,6 +77,38 @@ def test_the_tables_of_the_benchmarks_are_their_results(monkeypatch: pytest.Monk
     assert results
     for path in results:
         assert runpy.run_path(str(path.with_name(path.name.split(".")[0] + ".py")))["table"](json.loads(path.read_text())["results"]) in page
+
+
+def test_whatever_is_compiled_is_compiled_anywhere():
+    "Only `compile_anywhere`, which quotes torch's folder for the linker, calls torch.compile: no benchmark dies where that has a space."
+    calls = {}
+    for path in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "llm_course").glob("*.py")]:
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef):
+                found = [node for node in ast.walk(function) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.compile"]
+                calls |= {f"{path.stem}.{function.name}": found} if found else {}
+    assert set(calls) == {"gpt.compile_anywhere"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="a link to torch needs rights there")
+def test_a_benchmark_compiles_its_peers_where_torch_has_a_space(tmp_path: Path):
+    "A row of benchmarks/throughput.py, small, with torch in a folder whose name has a space."
+    import torch
+    pytest.importorskip("transformers")
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "a folder" / "torch").symlink_to(Path(torch.__file__).parent)
+    code = """if 1:
+        import torch, throughput
+        assert " " in torch.__file__
+        model, step = throughput.theirs("llama", 1, 8, 64, 1, 16, 1, 32, True)
+        ids = torch.randint(64, (1, 9))
+        print(step(ids[:, :-1], ids[:, 1:]))"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tmp_path / "a folder", ROOT, ROOT / "benchmarks"])),
+           "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=4 * PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 3 < float(done.stdout.split()[-1]) < 6
 
 
 def test_settings_ini_is_the_only_description():
