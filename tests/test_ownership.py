@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, course, fine
 
 from llm_course import corpus
 from llm_course.corpus import (
@@ -164,3 +164,33 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
     with pytest.raises(CourseError, match="No space left"):
         written(path, "new")
     assert path.read_text() == "old" and is_ours(path)
+
+
+# the commands that write
+
+COMMANDS = {  # what is there before, and the command that would replace it
+    "corpus": ("data/raw/corpus.txt", ["corpus", "--stories", 5]),
+    "corpus, validation": ("data/raw/val.txt", ["corpus", "--stories", 5]),
+    "tokenizer": ("artifacts/tokenizer/llm_spm.model", ["tokenizer", "--input", "in.txt", "--vocab_size", 400]),
+    "demo": ("r/corpus.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
+    "demo, validation": ("r/val.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
+    "demo, tokenizer": ("r/llm_spm.model", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
+    "One line names the file and --force; what the user had is as it was, even if it looks as if we had written it."
+    path, words = tmp_path / COMMANDS[case][0], COMMANDS[case][1]
+    path.parent.mkdir(parents=True)
+    mine = by_hand(path, f"{corpus.write_tales(5, 1)[0]}\n".encode()).read_bytes()
+    (tmp_path / "in.txt").write_text("\n".join(corpus.write_tales(0, 20)))
+    done = course(*words, cwd=tmp_path)
+    assert done.code == 2 and len(done.lines) == 1 and path.name in done.lines[0] and "--force" in done.lines[0], done.err
+    assert path.read_bytes() == mine and not (path.parent / "checkpoints").exists()
+    if words[0] == "demo":  # and not its 200 stories
+        from llm_course.training import load_config, train_on_tales
+        train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, say=lambda line: None)
+    else:
+        fine(course(*words, "--force", cwd=tmp_path))
+    assert is_ours(path)
