@@ -310,13 +310,13 @@ def held_out_stories(stories: int) -> int:
 
 # %% ../nbs/99_cli.ipynb #76bcc625
 def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False) -> None:
-    "Write corpus.txt and val.txt to `folder`; a text of the user's own there is written over only with `force`."
-    from llm_course.corpus import CourseError, write_tales_corpus
-    for path in (Path(folder) / "corpus.txt", Path(folder) / "val.txt"):
-        if path.exists() and not force and not is_tales_file(path):
-            raise CourseError(f"{path} holds a text of your own: move it away, or write over it with `llm-course corpus --force`.")
+    "Write corpus.txt and val.txt to `folder`; what is not ours there is replaced only with `force`."
+    from llm_course.corpus import check_ours, write_tales_corpus
+    for name in ("corpus.txt", "val.txt"):
+        check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
     click.echo(f"Writing {stories:,} tales.")
-    for path in write_tales_corpus(folder, n_train=stories, n_val=held_out_stories(stories), seed=seed):
+    n_val = held_out_stories(stories)
+    for path in write_tales_corpus(folder, n_train=stories, n_val=n_val, seed=seed, force=force):
         click.echo(f"  {path}  {path.stat().st_size:,} bytes")
 
 # %% ../nbs/99_cli.ipynb #0579cf23
@@ -324,7 +324,7 @@ def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force:
 @click.option("--folder", default="data/raw", help="Where corpus.txt and val.txt go.")
 @click.option("--stories", type=click.IntRange(min=1), default=30_000, help="Stories to train on.")
 @click.option("--seed", default=0, help="Another seed, other stories.")
-@click.option("--force", is_flag=True, help="Write over a text of your own.")
+@click.option("--force", is_flag=True, help="Replace a corpus.txt or val.txt of your own.")
 def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     "Write the built-in tales: stories whose entropy is known."
     from llm_course.corpus import tale_entropy
@@ -339,16 +339,21 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
 @click.option("--model_prefix", default=PREFIX, help="Where the tokenizer goes: this name and .model.")
 @click.option("--vocab_size", type=click.IntRange(min=0), default=32_000, help="Pieces in the vocabulary (0: characters).")
 @click.option("--strict", is_flag=True, help="A corpus too small for the vocabulary is an error.")
+@click.option("--force", is_flag=True, help="Replace a file of your own.")
 @reads_text
-def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, documents: str, errors: str) -> None:
+def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, force: bool, documents: str,
+              errors: str) -> None:
     "Learn a vocabulary of byte pairs from a text."
+    from llm_course.corpus import check_ours, write_ours
     from llm_course.tokenizer import train_tokenizer
     path = f"{model_prefix.removesuffix('.model')}.model"
+    check_ours(path, force)
     corpus = open_corpus(source, documents, errors)
     with progress_bar(corpus, "reading") as move:
         watched = (d for d in corpus if not move(len(d.encode("utf-8", "surrogatepass"))))
         learned = train_tokenizer(watched, vocab_size, strict=strict)
-    learned.save(path)
+    with write_ours(path, what="a tokenizer", force=force) as file:
+        file.write(learned.model)
     click.echo(table({"vocabulary": learned.vocab_size, "file": path}))
     click.echo(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
@@ -1040,14 +1045,15 @@ def more_time(checkpoint: object, seen: int) -> str | None:
 @click.option("--root", default=DEMO, help="Where everything goes.")
 @click.option("--stories", type=click.IntRange(min=10), default=30_000, help="Stories to train on.")
 @click.option("--fresh", is_flag=True, help="Start over: do not reuse finished stages.")
+@click.option("--force", is_flag=True, help="Replace texts and tokenizers of your own.")
 @click.pass_context
-def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) -> None:
+def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
     from llm_course.training import load_checkpoint, load_config, pick_device, read_manifest, train_on_tales
     chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
     speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=speak,
-                          fresh=fresh, command=typed)
+                          fresh=fresh, force=force, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
     seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root))

@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
-from .corpus import (Corpus, CourseError, atomic_write, counted, did_you_mean, file_sha256, sync_folder, write_tales,
-                               write_tales_corpus)
+from .corpus import (Corpus, CourseError, atomic_write, check_ours, counted, did_you_mean, file_sha256, sync_folder,
+                               write_ours, write_tales, write_tales_corpus)
 from .gpt import GPT, ModelConfig
 from .packing import IGNORED, Shard, Shards, batch_indices, get_batch, sealed, stacked, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
@@ -1288,21 +1288,28 @@ class Stages:
 
 # %% ../nbs/06_training.ipynb #5d220ff4
 def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,
-                   n_val: int = 500, fresh: bool = False, sampler: Sampler | None = None, progress: bool = True,
+                   n_val: int = 500, fresh: bool = False, force: bool = False, sampler: Sampler | None = None, progress: bool = True,
                    say: Callable[[str], object] = print, command: str | None = None) -> Path:
     """From nothing to a model that tells tales: corpus, tokenizer, shards, training. Returns the checkpoint.
 
     Files: root/corpus.txt, val.txt, llm_spm.model, shards/, checkpoints/. A stage is done again only if what it is made
-    from has changed (or if `fresh`); a training that was interrupted goes on."""
+    from has changed (or if `fresh`); a training that was interrupted goes on. A text or a tokenizer that is not ours is replaced only
+    with `force`."""
     root, config = Path(root), config if isinstance(config, Config) else load_config(config)
     corpus, val, model = root / "corpus.txt", root / "val.txt", root / "llm_spm.model"
     shards, out = root / "shards", root / "checkpoints"
+
+    def learn_vocabulary() -> None:
+        check_ours(model, force)
+        learned = train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size)
+        with write_ours(model, what="a tokenizer", force=force) as file: file.write(learned.model)
+
     with claimed(root, wait=True):
         stages = Stages(root / "stages.json", fresh, say)
         stages.do("corpus", [corpus, val], {"n_train": n_train, "n_val": n_val, "grammar": write_tales(0, 3)},
-                  lambda: write_tales_corpus(root, n_train, n_val))
+                  lambda: write_tales_corpus(root, n_train, n_val, force=force))
         stages.do("tokenizer", [model], {"vocab_size": config.model.vocab_size, "corpus": file_sha256(corpus)},
-                  lambda: train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size).save(model))
+                  learn_vocabulary)
         stages.do("shards", [shards / "manifest.json"],
                   {**{path.name: file_sha256(path) for path in (model, corpus, val)}, "seq_len": config.model.seq_len,
                    "format": [field.name for field in fields(Shard)]},
