@@ -881,9 +881,10 @@ LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 @click.option("--input", "source", default=VALIDATION, help="hf: the text on which the figures of the card are measured.")
 @click.option("--name", help="What the model is called.  [default: as the folder or the file]")
 @click.option("--license", help="As the Hub writes it: mit, apache-2.0, ...")
+@click.option("--force", is_flag=True, help="Replace a file of your own, or an export that was changed.")
 @reads_text
 def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | None, source: str, documents: str, errors: str,
-           name: str | None, license: str | None) -> None:
+           name: str | None, license: str | None, force: bool) -> None:
     "Write a model for other programs: a folder to publish, or one file."
     from llm_course import sharing
     fits = {"hf": list(LONG), "gguf": list(sharing.GGUF_DTYPES)}[form]
@@ -893,12 +894,14 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         raise click.UsageError("--input is for the card of --to hf: a GGUF file has none.")
     checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
     if form == "gguf":
-        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", speak, name=name or Path(out).stem, license=license)]
+        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", speak, name=name or Path(out).stem, license=license,
+                                   force=force)]
     else:
         text = open_corpus(source, documents, errors) if source != VALIDATION or Path(source).exists() else None
         if not text:
             speak(f"There is no {source}: the card says that nothing was measured.")
-        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license)
+        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license,
+                                   force=force)
         made = sorted(folder.iterdir())
     click.echo(table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
     click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
@@ -965,8 +968,9 @@ def plan(ctx: click.Context, config: str, batch: int | None, device: str, device
     speak(made.advice)
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
-def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:
+def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path, force: bool = False) -> None:
     "A picture of training and validation loss in bits per byte, with the corpus's entropy as the floor."
+    from llm_course.corpus import write_ours
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -980,10 +984,11 @@ def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Pat
     axes.set_yticks(ticks := [4, 2, 1, 0.5, 0.25, 0.125], [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with write_ours(path, what="a plot of losses", force=force) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])
 
 # %% ../nbs/99_cli.ipynb #794468d5
-def show_results(checkpoint: object, seen: int, root: Path) -> None:
+def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
@@ -993,7 +998,7 @@ def show_results(checkpoint: object, seen: int, root: Path) -> None:
                      progress=sys.stderr.isatty())
     packed = Manifest.load(root / "shards").splits["train"]
     density = sum(shard.tokens for shard in packed) / sum(shard.bytes for shard in packed)
-    draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png")
+    draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png", force)
     click.echo(table({"parameters": checkpoint.config.model.n_params, "tokens seen": seen,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
                       "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
@@ -1045,18 +1050,20 @@ def more_time(checkpoint: object, seen: int) -> str | None:
 @click.option("--root", default=DEMO, help="Where everything goes.")
 @click.option("--stories", type=click.IntRange(min=10), default=30_000, help="Stories to train on.")
 @click.option("--fresh", is_flag=True, help="Start over: do not reuse finished stages.")
-@click.option("--force", is_flag=True, help="Replace texts and tokenizers of your own.")
+@click.option("--force", is_flag=True, help="Replace texts, tokenizers and plots of your own.")
 @click.pass_context
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
+    from llm_course.corpus import check_ours
     from llm_course.training import load_checkpoint, load_config, pick_device, read_manifest, train_on_tales
+    check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
     speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=speak,
                           fresh=fresh, force=force, command=typed)
     checkpoint = load_checkpoint(ckpt, pick_device())
     seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
-    show_results(checkpoint, seen, Path(root))
+    show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
     if hint := more_time(checkpoint, seen): speak(hint)
     click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
