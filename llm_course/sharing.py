@@ -347,12 +347,12 @@ def data_section(facts: Facts) -> str:
     "What it learned from, as far as a run can know that."
     rows = [(split, *(counts[key] for key in ("documents", "tokens", "bytes"))) for split, counts in facts.data.items()]
     unknown = "How much text it learned from was not recorded."
-    counted = table(("split", "documents", "tokens", "bytes"), *rows) if rows else unknown
+    listed = table(("split", "documents", "tokens", "bytes"), *rows) if rows else unknown
     whence = ""
     if facts.init_from:
         seal = f" (sha256 {facts.init_from['sha256']})" if facts.init_from.get("sha256") else ""
         whence = f"\n\nTraining began from {facts.init_from['name']}{seal}; what that had learned from is not counted here."
-    return f"## Data\n\n{counted}{whence}\n\nWhat kind of text it was, whoever shares this model has to say."
+    return f"## Data\n\n{listed}{whence}\n\nWhat kind of text it was, whoever shares this model has to say."
 
 # %% ../nbs/09_sharing.ipynb #867af32a
 def training_section(facts: Facts) -> str:
