@@ -6,14 +6,14 @@
 __all__ = ['SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'FORMS',
            'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL', 'STORIES', 'ENOUGH',
            'sentence', 'Stage', 'Computing', 'speak', 'columns', 'width', 'LineBreaker', 'fitted', 'copyable',
-           'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text',
-           'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus',
-           'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable',
-           'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
-           'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt', 'verdict',
-           'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat', 'export',
-           'show_finding', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'own_stories', 'show_story',
-           'show_stories', 'more_time', 'demo']
+           'show_command', 'cleaning_up', 'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text',
+           'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales',
+           'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens',
+           'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config',
+           'visible', 'sample', 'refuse_shape', 'train', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt',
+           'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat',
+           'export', 'show_finding', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'own_stories',
+           'show_story', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -142,7 +142,9 @@ class LineBreaker:
 
 
 def fitted(text: str, limit: int | None, hang: int = 0) -> str:
-    "A text in lines of at most `limit` columns. What stands in `backquotes` is a command: it stays in one line."
+    "A text in lines of at most `limit` columns. A command stays one: in `backquotes` in a line, after `next: ` as `copyable` breaks it."
+    if text.startswith("next: "):
+        return copyable(text, limit)
     whole = re.sub(r"`[^`\n]*`", lambda quoted: quoted[0].replace(" ", "\0"), text)
     breaker = LineBreaker(limit, hang)
     return (breaker.add(whole) + breaker.rest()).replace("\0", " ")
@@ -165,6 +167,11 @@ def copyable(command: str, limit: int | None, indent: int = 0) -> str:
         else:
             lines.append(part)
     return f"{on}\n{' ' * (indent + 2)}".join(lines)
+
+
+def show_command(command: str, indent: int = 0) -> None:
+    "Print a command from column `indent` on, as it can be copied."
+    click.echo(" " * indent + copyable(command, columns(sys.stdout), indent))
 
 # %% ../nbs/99_cli.ipynb #90a1ede2
 @contextlib.contextmanager
@@ -237,7 +244,7 @@ def next_command(stage: str, **flags: object) -> str:
     "The command of a stage, with those of `flags` alone whose values are not the stage's defaults."
     known = {option.name: option for option in main.commands[stage].params}
     given = [f"{known[name].opts[0]} {shlex.quote(str(value))}" for name, value in flags.items() if value != known[name].default]
-    return copyable(" ".join(["next: llm-course", stage, *given]), columns(sys.stdout))
+    return " ".join(["next: llm-course", stage, *given])
 
 # %% ../nbs/99_cli.ipynb #fb8f4aca
 def table(rows: dict[str, object], limit: int | None = None) -> str:
@@ -331,7 +338,7 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     write_tales(folder, stories, seed, force)
     entropy = tale_entropy()
     click.echo(f"Their entropy, the floor under any model: {entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte")
-    click.echo(next_command("tokenizer", source=f"{folder}/corpus.txt"))
+    speak(next_command("tokenizer", source=f"{folder}/corpus.txt"))
 
 # %% ../nbs/99_cli.ipynb #3d1abac6
 @main.command()
@@ -354,8 +361,8 @@ def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, for
         learned = train_tokenizer(watched, vocab_size, strict=strict)
     with write_ours(path, what="a tokenizer", force=force) as file:
         file.write(learned.model)
-    click.echo(table({"vocabulary": learned.vocab_size, "file": path}))
-    click.echo(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
+    click.echo(table({"vocabulary": learned.vocab_size, "file": path}, columns(sys.stdout)))
+    speak(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
 # %% ../nbs/99_cli.ipynb #95675b20
 def validation_path(source: str) -> Path:
@@ -469,7 +476,7 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
         sums = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
         columns = [f"{split:<5}", *(f"{total:>14,} {name}" for name, total in sums.items()), f"in {len(shards)} shards"]
         click.echo("  " + "  ".join(columns))
-    click.echo(next_command("train", data=out_dir))
+    speak(next_command("train", data=out_dir))
 
 # %% ../nbs/99_cli.ipynb #8f451a1b
 def config_fields() -> dict[str, type]:
@@ -612,8 +619,8 @@ def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, harnes
                                 progress=sys.stderr.isatty())
     counted = "as lm-evaluation-harness does" if harness else "with the end of each document"
     rows = {"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len, "counted": counted}
-    click.echo(table(rows | figures(found.without_ends if harness else found)))
-    click.echo(next_command("generate", ckpt=ckpt))
+    click.echo(table(rows | figures(found.without_ends if harness else found), columns(sys.stdout)))
+    speak(next_command("generate", ckpt=ckpt))
 
 # %% ../nbs/99_cli.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
@@ -904,7 +911,7 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
                                    force=force)
         made = sorted(folder.iterdir())
     click.echo(table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
-    click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
+    speak(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
 
 # %% ../nbs/99_cli.ipynb #e0990006
 def show_finding(finding: str) -> None:
@@ -912,7 +919,7 @@ def show_finding(finding: str) -> None:
     what, _, command = finding.partition("\n")
     speak(what, hang=20)
     if command:
-        click.echo(" " * 20 + copyable(command.strip(), columns(sys.stdout), indent=20))
+        show_command(command.strip(), indent=20)
 
 
 @main.command()
@@ -1001,7 +1008,7 @@ def show_results(checkpoint: object, seen: int, root: Path, force: bool = False)
     draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png", force)
     click.echo(table({"parameters": checkpoint.config.model.n_params, "tokens seen": seen,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
-                      "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
+                      "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}, columns(sys.stdout)))
 
 
 CAREFUL = {"temperature": 1.0, "min_p": 0.5, "repetition_penalty": 1.1}  # no far-fetched word, and none again without need
@@ -1066,5 +1073,6 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, 
     show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
     if hint := more_time(checkpoint, seen): speak(hint)
-    click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
-    click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))
+    places = {"losses": f"{root}/loss.png", "checkpoint": f"{root}/checkpoints/latest", "everything": root}
+    click.echo(f"\n{table(places, columns(sys.stdout))}")
+    speak(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))
