@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llm_course.cli import LineBreaker, copyable, fitted, show_finding, show_story, table, width
 from llm_course.corpus import counted, duration, tales
+from llm_course.training import read_log
 
 
 class Screen(io.StringIO):
@@ -132,6 +133,14 @@ def test_what_a_stage_shows_fits_the_terminal(screen, trained, words, limit):
     shown = screen(*words.split(), cwd=trained, limit=limit)
     check_fits(shown, limit - 1)
     assert shown.split() == piped.split() and any(width(line) > limit for line in piped.split("\n"))
+
+
+def test_the_samples_of_training_fit_the_terminal(screen, trained, tmp_path):
+    "They come in lines like all that training says, with the words that stand in the log."
+    shown = screen("train", "--config", "tiny", "--max_steps", 2, "--sample_every", 1, "--out", tmp_path / "out", cwd=trained)
+    check_fits("\n".join(line for line in shown.split("\n") if str(tmp_path) not in line), 79)
+    sample = read_log(tmp_path / "out")[-1]["sample"]
+    assert width(sample) > 80 and " ".join(sample.split()) in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("story", [next(tales(3)), "Once upon a tiny time " * 20, "Once" * 60], ids=["right", "wrong", "one word"])
