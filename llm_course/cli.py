@@ -324,14 +324,14 @@ def open_corpus(source: str, documents: str, errors: str, leave_out: object = No
     r"The corpus at `source`, after a line that says how its documents are told apart. \n in a separator is a line break."
     from llm_course.corpus import Corpus
     corpus = Corpus(source, documents.replace("\\n", "\n").replace("\\t", "\t"), errors, leave_out)
-    click.echo(corpus.describe())
+    speak(corpus.describe())
     return corpus
 
 
 def write_missing(source: str) -> None:
     "Write the built-in tales where the default text is asked for, and missing."
     if source == CORPUS and not Path(source).exists():
-        click.echo(f"There is no {CORPUS} yet: the built-in tales go there.")
+        speak(f"There is no {CORPUS} yet: the built-in tales go there.")
         write_tales(Path(source).parent)
 
 # %% ../nbs/99_cli.ipynb #f4236a74
@@ -351,10 +351,10 @@ def held_out_stories(stories: int) -> int:
 # %% ../nbs/99_cli.ipynb #76bcc625
 def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False) -> None:
     "Write corpus.txt and val.txt to `folder`; what is not ours there is replaced only with `force`."
-    from llm_course.corpus import check_ours, write_tales_corpus
+    from llm_course.corpus import check_ours, counted, write_tales_corpus
     for name in ("corpus.txt", "val.txt"):
         check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
-    click.echo(f"Writing {stories:,} tales.")
+    speak(f"Writing {counted(stories, 'tale')}.")
     n_val = held_out_stories(stories)
     for path in write_tales_corpus(folder, n_train=stories, n_val=n_val, seed=seed, force=force):
         click.echo(f"  {path}  {path.stat().st_size:,} bytes")
@@ -370,7 +370,7 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     from llm_course.corpus import tale_entropy
     write_tales(folder, stories, seed, force)
     entropy = tale_entropy()
-    click.echo(f"Their entropy, the floor under any model: {entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte")
+    speak(f"Their entropy, the floor under any model: {entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte")
     speak(next_command("tokenizer", source=(Path(folder) / "corpus.txt").as_posix()))
 
 # %% ../nbs/99_cli.ipynb #3d1abac6
@@ -420,7 +420,7 @@ def open_tokens(source: str, tokenizer: object, leave_out: object = None) -> Ite
     if not token_files(source):
         return None
     corpus = TokenFiles(source, tokenizer, leave_out)
-    click.echo(corpus.describe())
+    speak(corpus.describe())
     return corpus
 
 
@@ -443,17 +443,21 @@ MANY = 0.05  # of the tokens: where copies take so many out of training, that is
 
 def show_splits(manifest: object) -> str:
     "Documents, tokens and their share in each split, and those that were left out: copies of what validation has."
+    from llm_course.corpus import counted
     copies, copied = manifest.copies()
     whole = max(1, manifest.tokens("train") + manifest.tokens("val") + copied)
-    row = lambda name, documents, tokens: f"  {name:<8}{documents:>12,} documents{tokens:>15,} tokens  {100 * tokens / whole:5.1f} %"
+    row = lambda name, documents, tokens: (f"  {name:<8}{counted(documents, 'document'):>22}{counted(tokens, 'token'):>22}"
+                                           f"  {100 * tokens / whole:5.1f} %")
     lines = []
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        lines.append(row(split, manifest.documents(split), manifest.tokens(split)) + f"{size:>15,} bytes  in {len(shards)} shards")
+        lines.append(row(split, manifest.documents(split), manifest.tokens(split)) +
+                     f"{counted(size, 'byte'):>21}  in {counted(len(shards), 'shard')}")
     if copies:
         lines.append(row("left out", copies, copied) + "  copies of validation documents")
     if copied > MANY * whole:
-        lines.append(f"Validation has {manifest.documents('val'):,} documents, and the text {copies:,} copies of them: "
+        held = counted(manifest.documents("val"), "document")
+        lines.append(f"Validation has {held}, and the text {counted(copies, 'copy', 'copies')} of them: "
                      f"{copied / whole:.0%} of the tokens are not trained on. Remove the copies, or name another text with --val.")
     return "\n".join(lines)
 
@@ -486,6 +490,7 @@ def check_validation(source: str, val: str | None, fraction: float | None) -> No
 def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str, val: str | None, val_fraction: float | None,
             workers: int | None, force: bool, documents: str, errors: str) -> None:
     "Pack a text into shards, and hold documents out."
+    from llm_course.corpus import counted
     from llm_course.packing import choose_validation, validation_beside, write_shards
     from llm_course.tokenizer import Tokenizer
     check_validation(source, val, val_fraction)
@@ -497,13 +502,13 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
     fraction = 0.01 if val_fraction is None else val_fraction
     chosen = choose_validation(corpus, learned, out_dir, path, fraction, errors)
     unused = f" ({beside} is not used, since --val_fraction is given)" if beside and not path else ""
-    click.echo(f"Validation: {chosen.told}{unused}")
+    speak(f"Validation: {chosen.told}{unused}")
     with progress_bar(corpus, "packing") as move:
         manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=chosen.documents, val_text=chosen.text,
                                 seq_len=seq_len, shard_tokens=shard_tokens, workers=workers or useful_workers(corpus), force=force)
     if mended := getattr(corpus, "mended", 0):
-        click.echo(f"Mended: {mended:,} documents whose text holds </s> or <unk>, which datatrove took for special pieces.")
-    click.echo(show_splits(manifest))
+        speak(f"Mended: {counted(mended, 'document')} whose text holds </s> or <unk>, which datatrove took for special pieces.")
+    speak(show_splits(manifest), hang=10)
     speak(next_command("train", data=out_dir))
 
 # %% ../nbs/99_cli.ipynb #8f451a1b
@@ -635,7 +640,7 @@ def open_measured(source: str | None, documents: str, errors: str) -> Iterable[s
     if not (Path(source) / "manifest.json").is_file():
         return open_corpus(source, documents, errors)
     text = ShardTexts(source)
-    click.echo(text.describe())
+    speak(text.describe())
     return text
 
 

@@ -179,9 +179,11 @@ def test_plan_tells_the_time_of_a_run(tmp_path, seconds, told):
 
 
 def test_one_is_no_plural(trained, tmp_path):
-    "Where a run has one layer, one sequence, one step."
+    "Where a run has one layer, one sequence, one step, and a text two documents."
     said = fine(course("plan", "--config", "tiny", "--n_layers", 1, "--batch_size", 1, "--device", "h100", cwd=trained))
     said += fine(course("train", "--config", "tiny", "--max_steps", 1, "--batch_size", 1, "--out", tmp_path / "out", cwd=trained))
-    said += fine(course("eval", cwd=trained))
-    assert "1 layer of" in said and "1 step of" in said
+    (tmp_path / "two.txt").write_text(f"{' '.join(['a first line'] * 20)}\n{' '.join(['a second line'] * 20)}\n")
+    said += fine(course("prepare", "--input", tmp_path / "two.txt", "--seq_len", 16, "--out_dir", tmp_path / "shards", cwd=trained))
+    said += fine(course("eval", "--input", tmp_path / "shards" / "val.txt", cwd=trained))
+    assert "1 layer of" in said and "1 step of" in said and "1 of the documents is held out" in said and "in 1 shard" in said
     assert not set(re.findall(r"(?<![\d.,])1 ([a-z]+s)\b", said)) - {"is", "has", "was"}, said
