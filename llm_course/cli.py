@@ -351,10 +351,10 @@ def held_out_stories(stories: int) -> int:
 # %% ../nbs/99_cli.ipynb #76bcc625
 def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False) -> None:
     "Write corpus.txt and val.txt to `folder`; what is not ours there is replaced only with `force`."
-    from llm_course.corpus import check_ours, counted, write_tales_corpus
+    from llm_course.corpus import check_ours, quantity, write_tales_corpus
     for name in ("corpus.txt", "val.txt"):
         check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
-    speak(f"Writing {counted(stories, 'tale')}.")
+    speak(f"Writing {quantity(stories, 'tale')}.")
     n_val = held_out_stories(stories)
     for path in write_tales_corpus(folder, n_train=stories, n_val=n_val, seed=seed, force=force):
         click.echo(f"  {path}  {path.stat().st_size:,} bytes")
@@ -443,21 +443,21 @@ MANY = 0.05  # of the tokens: where copies take so many out of training, that is
 
 def show_splits(manifest: object) -> str:
     "Documents, tokens and their share in each split, and those that were left out: copies of what validation has."
-    from llm_course.corpus import counted
+    from llm_course.corpus import quantity
     copies, copied = manifest.copies()
     whole = max(1, manifest.tokens("train") + manifest.tokens("val") + copied)
-    row = lambda name, documents, tokens: (f"  {name:<8}{counted(documents, 'document'):>22}{counted(tokens, 'token'):>22}"
+    row = lambda name, documents, tokens: (f"  {name:<8}{quantity(documents, 'document'):>22}{quantity(tokens, 'token'):>22}"
                                            f"  {100 * tokens / whole:5.1f} %")
     lines = []
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
         lines.append(row(split, manifest.documents(split), manifest.tokens(split)) +
-                     f"{counted(size, 'byte'):>21}  in {counted(len(shards), 'shard')}")
+                     f"{quantity(size, 'byte'):>21}  in {quantity(len(shards), 'shard')}")
     if copies:
         lines.append(row("left out", copies, copied) + "  copies of validation documents")
     if copied > MANY * whole:
-        held = counted(manifest.documents("val"), "document")
-        lines.append(f"Validation has {held}, and the text {counted(copies, 'copy', 'copies')} of them: "
+        held = quantity(manifest.documents("val"), "document")
+        lines.append(f"Validation has {held}, and the text {quantity(copies, 'copy', 'copies')} of them: "
                      f"{copied / whole:.0%} of the tokens are not trained on. Remove the copies, or name another text with --val.")
     return "\n".join(lines)
 
@@ -490,7 +490,7 @@ def check_validation(source: str, val: str | None, fraction: float | None) -> No
 def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str, val: str | None, val_fraction: float | None,
             workers: int | None, force: bool, documents: str, errors: str) -> None:
     "Pack a text into shards, and hold documents out."
-    from llm_course.corpus import counted
+    from llm_course.corpus import quantity
     from llm_course.packing import choose_validation, validation_beside, write_shards
     from llm_course.tokenizer import Tokenizer
     check_validation(source, val, val_fraction)
@@ -507,7 +507,7 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
         manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=chosen.documents, val_text=chosen.text,
                                 seq_len=seq_len, shard_tokens=shard_tokens, workers=workers or useful_workers(corpus), force=force)
     if mended := getattr(corpus, "mended", 0):
-        speak(f"Mended: {counted(mended, 'document')} whose text holds </s> or <unk>, which datatrove took for special pieces.")
+        speak(f"Mended: {quantity(mended, 'document')} whose text holds </s> or <unk>, which datatrove took for special pieces.")
     speak(show_splits(manifest), hang=10)
     speak(next_command("train", data=out_dir))
 
@@ -689,10 +689,10 @@ def evaluate(tok: str | None, ckpt: str, source: str | None, stride: int | None,
 # %% ../nbs/99_cli.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
     "CourseError where the context has no room for the prompt, the </s> before it and one new token."
-    from llm_course.corpus import CourseError, counted
+    from llm_course.corpus import CourseError, quantity
     length, context = len(checkpoint.tokenizer.encode(prompt)), checkpoint.model.config.seq_len
     if length + 1 >= context:
-        raise CourseError(f"the prompt has {counted(length, 'token')}, and in the model's context of {context:,} there is room for "
+        raise CourseError(f"the prompt has {quantity(length, 'token')}, and in the model's context of {context:,} there is room for "
                           f"{context - 2:,}: shorten it.")
 
 
@@ -1006,15 +1006,15 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
 # %% ../nbs/99_cli.ipynb #51a90002
 def show_plan(made: object) -> dict[str, object]:
     "A plan by the names that a table shows."
-    from llm_course.corpus import counted, duration
+    from llm_course.corpus import duration, quantity
     model, training, machine = made.config.model, made.config.training, made.device
     at_a_time = min(training.batch_size // made.devices, training.micro_batch_size or training.batch_size)
     rate, share = machine.rates[made.precision], machine.utilisation
-    layers, sequences = counted(model.n_layers, "layer"), counted(training.batch_size, "sequence")
+    layers, sequences = quantity(model.n_layers, "layer"), quantity(training.batch_size, "sequence")
     rows = {"model": f"{model.n_params:,} parameters, {layers} of width {model.d_model:,}",
             "device": f"{made.devices} × {machine.name}: {rate / 1e12:,.4g} TFLOP/s in {str(made.precision)[6:]}, "
                       f"{machine.bandwidth / 1e9:,.4g} GB/s ({machine.source})",
-            "step": f"{sequences} of {counted(model.seq_len, 'token')}, {at_a_time:,} at a time on each device"}
+            "step": f"{sequences} of {quantity(model.seq_len, 'token')}, {at_a_time:,} at a time on each device"}
     rows |= {name: f"{size / 1e9:8.3f} GB" for name, size in made.memory.items()}
     rows |= {"memory at the most": f"{made.peak / 1e9:8.3f} GB on each device",
              "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate, assumed" if share < 1 else f"{made.seconds:,.4g}",

@@ -6,7 +6,7 @@
 __all__ = ['OF_THE_HERO', 'SECONDS', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'RECORD', 'LARGEST', 'SEPARATOR', 'FORMATS',
            'TEXT_ENDINGS', 'JSON_ENDINGS', 'NOT_TEXT', 'NOISE', 'SYNONYMS', 'Word', 'Option', 'Hat', 'parse_word',
            'split_weight', 'parse', 'parse_sequence', 'parse_hat', 'with_article', 'capital', 'read_table', 'all_forms',
-           'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere', 'Reader', 'wrong_message', 'counted', 'duration',
+           'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere', 'Reader', 'wrong_message', 'quantity', 'duration',
            'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale',
            'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'sync_folder', 'check_replaceable',
            'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry', 'is_ours', 'check_ours',
@@ -255,7 +255,7 @@ def wrong_message(text: str, start: int, position: int, expected: list[str]) -> 
     return f"at character {position}: {found}, expected {'one of ' if len(expected) > 1 else ''}{could}"
 
 # %% ../nbs/01_corpus.ipynb #cnt00002
-def counted(n: float, noun: str, plural: str | None = None) -> str:
+def quantity(n: float, noun: str, plural: str | None = None) -> str:
     "A number and its noun, which takes the `plural` (noun + s) unless the number is one: 1 step, 1,200 steps, 2 processes."
     number = f"{n:,.6g}" if isinstance(n, float) else f"{n:,}"
     return f"{number} {noun if number == '1' else plural or f'{noun}s'}"
@@ -269,7 +269,7 @@ def duration(seconds: float) -> str:
     unit = next((unit for unit, size in SECONDS.items() if seconds >= 0.99 * size), "second")  # 59.6 seconds are a minute
     n = seconds / SECONDS[unit]
     n = n if n < 0.99 else max(n, 1.0)
-    return counted(round(n) if n >= 9.95 else float(f"{n:.2g}"), unit)
+    return quantity(round(n) if n >= 9.95 else float(f"{n:.2g}"), unit)
 
 # %% ../nbs/01_corpus.ipynb #ca4aa0ac
 class CourseError(Exception):

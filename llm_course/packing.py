@@ -35,8 +35,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .corpus import (
-    FORMATS, RECORD, SEPARATOR, Corpus, CourseError, atomic_write, check_ours, counted, file_sha256, find_texts, held_out, is_ours,
-    json_trouble, normalized, own_entry, read_whole, signals_wait, sync_folder, write_ours)
+    FORMATS, RECORD, SEPARATOR, Corpus, CourseError, atomic_write, check_ours, file_sha256, find_texts, held_out, is_ours,
+    json_trouble, normalized, own_entry, quantity, read_whole, signals_wait, sync_folder, write_ours)
 from .tokenizer import Tokenizer, id_dtype
 
 # %% ../nbs/03_packing.ipynb #2f73fa71
@@ -579,9 +579,9 @@ def _pack(
 def _check_length(tokens: int, seq_len: int, excluded: int = 0) -> None:
     """`CourseError` unless the tokens make one sequence and the token after it."""
     if tokens <= seq_len:
-        those = counted(excluded, "document was", "documents were")
+        those = quantity(excluded, "document was", "documents were")
         why = f" ({those} left out because validation has {'it' if excluded == 1 else 'them'})" if excluded else ""
-        raise CourseError(f"The training text has {counted(tokens, 'token')}{why}, and one sequence of {seq_len:,} needs {seq_len + 1:,}: "
+        raise CourseError(f"The training text has {quantity(tokens, 'token')}{why}, and one sequence of {seq_len:,} needs {seq_len + 1:,}: "
                           "give more text, or a smaller seq_len.")
 
 # %% ../nbs/03_packing.ipynb #cb0c28e8
@@ -790,7 +790,7 @@ class TokenFiles:
     def describe(self) -> str:
         """One line: what is read."""
         files = f"{len(self.files):,} files, " if len(self.files) > 1 else ""
-        return f"{self.source}: {counted(self.documents, 'document')} that datatrove tokenized ({files}{counted(self.tokens, 'token')})"
+        return f"{self.source}: {quantity(self.documents, 'document')} that datatrove tokenized ({files}{quantity(self.tokens, 'token')})"
 
     def __iter__(self) -> Iterator[str]:
         return (document.text for document in self.tokenized())
@@ -937,7 +937,7 @@ def choose_validation(
         if corpus.format in ("line", "blank") and found.format in ("line", "blank"):
             found.kinds = [corpus.format] * len(found.files)  # a short text shows less well which of the two it is
     elif held := hold_out(corpus, fraction):
-        told = f"{counted(len(held), 'of the documents is', 'of the documents are')} held out, and {'goes' if len(held) == 1 else 'go'} to {Path(out_dir) / HELD_OUT}"
+        told = f"{quantity(len(held), 'of the documents is', 'of the documents are')} held out, and {'goes' if len(held) == 1 else 'go'} to {Path(out_dir) / HELD_OUT}"
         return Validation(held, told, as_text(held))
     else:
         return Validation([], "none is held out. Give a text with --val, or tell more documents apart with --documents", None)
@@ -954,7 +954,7 @@ class ShardTexts:
 
     def describe(self) -> str:
         """One line: what is read."""
-        return f"{self.source}: {counted(self.shards.documents, 'document')} of the split {self.split} ({counted(self.shards.tokens, 'token')})"
+        return f"{self.source}: {quantity(self.shards.documents, 'document')} of the split {self.split} ({quantity(self.shards.tokens, 'token')})"
 
     def __iter__(self) -> Iterator[str]:
         if not self.shards.documents:

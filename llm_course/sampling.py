@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .attention import KVCache, attention_in_blocks, blocks_pay, causal_attention, rope_table, shape_checked
-from .corpus import CourseError, counted
+from .corpus import CourseError, quantity
 from .gpt import GPT, Block, compile_anywhere
 from .tokenizer import Tokenizer
 
@@ -400,8 +400,8 @@ class Context:
         self.reader = reader(model, n_samples, use_cache, precision)
         self.cache = self.reader.cache
         if len(prompt_ids) > self.limit:
-            sizes = f"The prompt has {counted(len(prompt_ids), 'token')} and the model sees {self.limit:,}"
-            self.tell(f"{sizes}: the oldest {counted(len(prompt_ids) - self.limit, 'is', 'are')} left out.")
+            sizes = f"The prompt has {quantity(len(prompt_ids), 'token')} and the model sees {self.limit:,}"
+            self.tell(f"{sizes}: the oldest {quantity(len(prompt_ids) - self.limit, 'is', 'are')} left out.")
 
     def tell(self, message: str) -> None:
         "Say the first message, and only that one."
@@ -417,7 +417,7 @@ class Context:
             self.tokens = self.tokens[:, -half:]
             if self.cache is not None:
                 self.cache.length = 0
-            self.tell(f"The text outgrows the context of {counted(self.limit, 'token')}: now the model sees its newest {half} or more.")
+            self.tell(f"The text outgrows the context of {quantity(self.limit, 'token')}: now the model sees its newest {half} or more.")
 
     def logits(self) -> Float[Tensor, "B V"]:
         "Of the token to come, in float32. With a cache the model reads only what it has not read yet."

@@ -27,7 +27,7 @@ import sentencepiece as spm
 import torch
 from torch import Tensor
 
-from .corpus import (CourseError, add_to_record, check_ours, counted, did_you_mean, digest, own_entry, sync_folder,
+from .corpus import (CourseError, add_to_record, check_ours, did_you_mean, digest, own_entry, quantity, sync_folder,
                                write_ours)
 from .evaluation import Evaluation, evaluate
 from .gpt import GPT, ModelConfig
@@ -189,7 +189,7 @@ def write_gguf(
         add_shape(writer, checkpoint.model.config)
         add_vocabulary(writer, checkpoint.tokenizer, checkpoint.model.config.vocab_size)
         if too_narrow := add_weights(writer, checkpoint.model, dtype):
-            say(f"q8_0 packs 32 numbers of a row together: f16 for {counted(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide.")
+            say(f"q8_0 packs 32 numbers of a row together: f16 for {quantity(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide.")
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

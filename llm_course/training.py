@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
-from .corpus import (Corpus, CourseError, atomic_write, check_ours, counted, did_you_mean, file_sha256, sync_folder,
+from .corpus import (Corpus, CourseError, atomic_write, check_ours, did_you_mean, file_sha256, quantity, sync_folder,
                                write_ours, write_tales, write_tales_corpus)
 from .gpt import GPT, ModelConfig
 from .packing import IGNORED, Shard, Shards, batch_indices, get_batch, sealed, stacked, write_shards
@@ -425,7 +425,7 @@ def open_shards(folder: str | Path, seq_len: int, verify: bool = True,
     train, val = (Shards(folder, split, seq_len=seq_len, align=align) for split in ("train", "val"))
     for split in (train, val) if verify else (): split.verify()
     if len(train) == 0:
-        raise CourseError(f"{folder} has {counted(train.tokens, 'token')} to train on, and one sequence needs {seq_len + 1:,}:"
+        raise CourseError(f"{folder} has {quantity(train.tokens, 'token')} to train on, and one sequence needs {seq_len + 1:,}:"
                           f" prepare more text, or train with a smaller --seq_len.")
     tokenizer = Tokenizer.load(folder)
     train.manifest.check_tokenizer(tokenizer)
@@ -476,7 +476,7 @@ def describe(run: Run, reason: str) -> str:
     processes = f" on {run.world.size} processes" if run.world.size > 1 else ""
     passes = training.batch_size * training.max_steps / len(run.shards)
     return (f"{run.config.model.n_params / 1e6:,.2f}M parameters on {run.device}{processes}, products in"
-            f" {dtype_name(run.precision)}: {reason}.\n{counted(training.max_steps, 'step')} of {counted(round(tokens), 'token')}"
+            f" {dtype_name(run.precision)}: {reason}.\n{quantity(training.max_steps, 'step')} of {quantity(round(tokens), 'token')}"
             f" {'makes' if training.max_steps == 1 else 'make'} {passes:,.1f} passes over {run.shards.tokens:,} tokens.")
 
 def silent(text: str) -> None:
@@ -1106,7 +1106,7 @@ def step_that_fits(run: Run) -> tuple[float, float]:
         return train_step(run)
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|n[o']t (enough|allocate) memory", str(error)): raise
-    raise CourseError(f"A step with {counted(run.micro_batch_size, 'sequence')} of {run.config.model.seq_len} tokens does not fit into"
+    raise CourseError(f"A step with {quantity(run.micro_batch_size, 'sequence')} of {run.config.model.seq_len} tokens does not fit into"
                       f" memory: {what_fits(run)}.")
 
 def what_fits(run: Run) -> str:
@@ -1207,7 +1207,7 @@ def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
     falling = run.step > (1 - training.decay_fraction) * run.max_steps
     if fits.item() == run.max_steps or falling and fits.item() < 1.1 * run.max_steps: return
     if run.max_steps == training.max_steps:
-        reporter.tell(f"There is time for about {counted(fits.item(), 'step')} in {counted(training.max_minutes, 'minute')}:"
+        reporter.tell(f"There is time for about {quantity(fits.item(), 'step')} in {quantity(training.max_minutes, 'minute')}:"
                       " the schedule ends there.")
     elif falling:
         reporter.tell(f"Steps have become faster: there is time for about {fits.item():,}.")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_course.cli import LineBreaker, copyable, fitted, show_finding, show_story, table, width
-from llm_course.corpus import counted, duration, tales
+from llm_course.corpus import quantity, duration, tales
 from llm_course.training import read_log
 
 
@@ -165,7 +165,7 @@ def test_a_time_is_told_in_the_unit_of_people(seconds, told):
 @pytest.mark.parametrize("n, noun, told", [(1, "step", "1 step"), (0, "step", "0 steps"), (1234, "step", "1,234 steps"),
                                            (1.0, "minute", "1 minute"), (0.5, "minute", "0.5 minutes"), (5.0, "minute", "5 minutes")])
 def test_a_number_and_its_noun_agree(n, noun, told):
-    assert counted(n, noun) == told and counted(n, "process", "processes") == told.replace(noun, "process").replace("processs", "processes")
+    assert quantity(n, noun) == told and quantity(n, "process", "processes") == told.replace(noun, "process").replace("processs", "processes")
 
 
 @pytest.mark.parametrize("seconds, told", [(31 * 60, "31 minutes"), (2.4 * 86_400, "2.4 days"), (60, "1 minute")])

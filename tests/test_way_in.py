@@ -112,7 +112,7 @@ def test_documents_are_held_out_among_the_shards(place):
     "val.txt lies with the shards and not with the text; it gives back what was packed, and a new share takes effect."
     before = snapshot(place / "mine")
     told = prepared(place)
-    assert "held out, and go to data/shards/val.txt" in told and snapshot(place / "mine") == before
+    assert "held out, and goes to data/shards/val.txt" in told and snapshot(place / "mine") == before
     held = list(Corpus(place / "data/shards/val.txt"))
     assert held == validated(place) and set(held) < set(LINES) and sorted(held + trained_on(place)) == sorted(LINES)
     assert Manifest.load(place / "data/shards").val_sha256 == snapshot(place / "data/shards")["val.txt"]
@@ -156,7 +156,7 @@ def test_whose_val_txt_it_is(place):
     for source in ("mine/corpus.txt", "mine"):
         assert "Validation: mine/val.txt" in prepared(place, source=source) and validated(place) == tales, source
     assert set(trained_on(place)) == {"\n".join(Corpus(place / "mine/corpus.txt")), "\n".join(LINES)}
-    assert "held out, and go to data/shards/val.txt" in prepared(place) and set(validated(place)) <= set(LINES)
+    assert "held out, and goes to data/shards/val.txt" in prepared(place) and set(validated(place)) <= set(LINES)
     put(place / "mine/corpus.txt", "\n".join(LINES))  # in the place of the tales
     assert "held out" in prepared(place, source="mine/corpus.txt") and not set(validated(place)) & set(tales)
     put(place / "mine/val.txt", "edited\n")
