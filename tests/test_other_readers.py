@@ -241,7 +241,7 @@ def test_the_script_in_the_readme(tmp_path):
     done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     said = fine(course(*shlex.split(commands[0]), cwd=tmp_path))
-    assert f"{len(texts)} documents" in said and "Mended: 1 documents" in said
+    assert f"{len(texts)} documents" in said and "Mended: 1 document whose" in said
     fine(course("prepare", "--input", "data/raw/*.jsonl", "--val", "data/shards/val.txt", "--out_dir", "of_text", cwd=tmp_path))
     for split in ("train", "val"):
         tokens, text = (documents_of(Shards(tmp_path / folder, split)) for folder in ("data/shards", "of_text"))
