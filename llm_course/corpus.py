@@ -1395,7 +1395,7 @@ def find_texts(source: str) -> tuple[list[Path], list[Path]]:
 # %% ../nbs/01_corpus.ipynb #pipe0002
 def is_stream(path: Path) -> bool:
     "Whether what stands at `path` comes once: a pipe, a socket, a terminal, `-` for standard input."
-    return str(path) == "-" or path.exists() and (not path.is_file() or Path("/dev") in path.parents)
+    return str(path) == "-" or path.exists() and not path.is_dir() and (not path.is_file() or Path("/dev") in path.parents)
 
 
 def is_device(f: IO[bytes]) -> bool:
@@ -1492,18 +1492,22 @@ class Corpus:
             raise CourseError(f"errors is {errors!r}, but can be 'strict' or 'replace'.")
         check_documents(documents)
         self.source, self.documents, self.errors = str(source), documents, errors
-        told = f"{documents!r} stands between documents"
-        self.formats = {documents: text_format(told, lambda head: False, between(documents))} | FORMATS
+        self.formats = FORMATS
+        if documents not in ("auto", *FORMATS):
+            told = f"{documents!r} stands between documents"
+            self.formats = FORMATS | {documents: text_format(told, lambda head: False, between(documents))}
         found, self.left_out = find_texts(self.source)
-        others = {os.path.realpath(file) for file in find_texts(str(leave_out))[0]} if leave_out else set()
-        self.files = [file for file in found if os.path.realpath(file) not in others]
-        self.left_out = [file for file in self.left_out if os.path.realpath(file) not in others]
+        self.files = found
+        if leave_out:
+            others = set(map(os.path.realpath, find_texts(str(leave_out))[0]))
+            self.files, self.left_out = (
+                [file for file in files if os.path.realpath(file) not in others] for files in (found, self.left_out))
         if not self.files:
             raise no_texts(self.source, self.left_out) if not found else CourseError(f"{source} is all for validation.")
         self.name = "standard input" if self.source == "-" else self.source
-        self.names = [self.name if len(found) == 1 else str(file) for file in self.files]
-        if len(found) == 1 and is_stream(found[0]):
-            self.files = [copy_stream(found[0], self.name)]
+        self.names = [self.name if file == Path(source) else str(file) for file in self.files]
+        if self.files == [Path(source)] and is_stream(self.files[0]):
+            self.files = [copy_stream(self.files[0], self.name)]
             weakref.finalize(self, remove_copy, self.files[0], os.getpid())
         kinds = [self.sniff(file, name) for file, name in zip(self.files, self.names)]
         several = documents == "auto" and sum(kind != "jsonl" for kind in kinds) > 1

@@ -81,6 +81,7 @@ def test_every_command_reads_a_pipe_as_a_file(trained, tmp_path):
     for stage, (source, words) in commands.items():
         run = lambda path, name: fine(course(stage, "--input", path, *(str(word).format(name) for word in words), cwd=tmp_path))
         whole = run(source, "file")
+        assert stage != "tokenizer" or next_words(whole)[2] == str(source)
         piped = through_a_pipe(source.read_bytes(), lambda path: run(path, "pipe"))
         if stage == "eval":
             assert whole.splitlines()[1:] == piped.splitlines()[1:] and number("documents", piped) == 9
@@ -95,8 +96,8 @@ def test_training_and_evaluation_measure_the_same_documents(trained, tmp_path):
     "A hundred texts, whose files end in a line break, in none and in three, give the same shards, and the same figures."
     model, figures, shards = trained / "artifacts/tokenizer/llm_spm.model", [], []
     for end in ("\n", "", "\r\n\r\n\n"):
-        for i, tale in enumerate(TALES[:100]):
-            put(tmp_path / f"{len(end)}" / f"{i:03d}.txt", tale.replace(". ", ".\r\n" if "\r" in end else ".\n", 1) + end)
+        for i, line in enumerate(LINES[:100]):
+            put(tmp_path / f"{len(end)}" / f"{i:03d}.txt", line.replace(" ", "\r\n" if "\r" in end else "\n", 1) + end)
         told = fine(course("eval", "--input", f"{len(end)}", "--ckpt", trained / "artifacts/checkpoints/latest", cwd=tmp_path))
         figures.append([line for line in told.splitlines()[1:] if "next" not in line])
         fine(course("prepare", "--input", f"{len(end)}", "--tok", model, "--seq_len", 16, "--out_dir", f"s{len(end)}", cwd=tmp_path))
@@ -168,6 +169,8 @@ def test_what_we_made_of_texts_is_no_text(trained, place):
     shutil.copytree(trained / "artifacts/checkpoints", place / "mine/run", symlinks=True)
     shutil.copytree(trained / "artifacts/checkpoints/latest", place / "mine/deep/model")
     (place / "mine/deep/model/manifest.json").unlink()  # as in an export
+    told = fine(course("tokenizer", "--input", "mine", "--vocab_size", 400, "--force", cwd=place))
+    assert next_words(told) == ["prepare", "--input", "mine"]
     for left_out in ("2 other files", "3 other files"):
         told = prepared(place, "--out_dir", "mine/shards", source="mine")
         assert f"mine: every line is a document (0.0 MB); left out: {left_out} (shards or a model)" in told
