@@ -303,11 +303,12 @@ def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, for
               errors: str) -> None:
     "Learn a vocabulary of byte pairs from a text."
     from llm_course.corpus import check_ours, write_ours
+    from llm_course.packing import validation_beside
     from llm_course.tokenizer import train_tokenizer
     path = model_path(model_prefix)
     check_ours(path, force)
     write_missing(source)
-    corpus = open_corpus(source, documents, errors)
+    corpus = open_corpus(source, documents, errors, validation_beside(source))
     with progress_bar(corpus, "reading") as move:
         watched = (d for d in corpus if not move(len(d.encode("utf-8", "surrogatepass"))))
         learned = train_tokenizer(watched, vocab_size, strict=strict)

@@ -1496,14 +1496,15 @@ class Corpus:
         if documents not in ("auto", *FORMATS):
             told = f"{documents!r} stands between documents"
             self.formats = FORMATS | {documents: text_format(told, lambda head: False, between(documents))}
-        found, self.left_out = find_texts(self.source)
-        self.files = found
+        self.files, self.left_out = find_texts(self.source)
+        self.apart = set()
         if leave_out:
             others = set(map(os.path.realpath, find_texts(str(leave_out))[0]))
+            self.apart = {file for file in self.files + self.left_out if os.path.realpath(file) in others}
             self.files, self.left_out = (
-                [file for file in files if os.path.realpath(file) not in others] for files in (found, self.left_out))
+                [file for file in files if file not in self.apart] for files in (self.files, self.left_out))
         if not self.files:
-            raise no_texts(self.source, self.left_out) if not found else CourseError(f"{source} is all for validation.")
+            raise CourseError(f"{source} is all for validation.") if self.apart else no_texts(self.source, self.left_out)
         self.name = "standard input" if self.source == "-" else self.source
         self.names = [self.name if file == Path(source) else str(file) for file in self.files]
         if self.files == [Path(source)] and is_stream(self.files[0]):
@@ -1578,7 +1579,8 @@ class Corpus:
         told = "; ".join(f"{several(n)}: " * (len(counts) > 1) + self.formats[kind].told for kind, n in counts.items())
         files = f"{several(len(self.files))}, " if len(self.files) > 1 else ""
         size = sum(file.stat().st_size for file in self.files) / 1e6
-        return f"{self.name}: {told} ({files}{size:,.1f} MB){tell_left_out(self.left_out)}"
+        apart = f"; for validation: {several(len(self.apart))}" if self.apart else ""
+        return f"{self.name}: {told} ({files}{size:,.1f} MB){apart}{tell_left_out(self.left_out)}"
 
 # %% ../nbs/01_corpus.ipynb #cac8a694
 def held_out(document: str, fraction: float = 0.01) -> bool:
