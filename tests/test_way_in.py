@@ -395,7 +395,7 @@ def test_every_path_is_known_as_one():
     (["generate", "Once upon"], "Did you mean --prompt 'Once upon'?"), (["corpus", "extra"], "'extra' belongs to no flag."),
     (["corpus", "--seed", "-5"], "--seed"), (["tokenizer", "--model_prefix", "toks/"], "toks/llm_spm"),
     (["tokenizer", "--model_prefix", "toks/.model"], "toks/llm_spm"), (["tokenizer", "--model_prefix", ".."], "is a folder"),
-    (["prepare", "--val", "v", "--val_fraction", "0.1"], "leave one of them out"), (["prepare", "--val_fraction", "nan"], "--val_fraction"),
+    (["prepare", "--val", "v", "--val_fraction", "0.1"], "give one of them"), (["prepare", "--val_fraction", "nan"], "--val_fraction"),
     (["tokenizer", "--documents", "paragraph"], "Did you mean 'blank'?"), (["generate", "--prompt", "\udce9"], "Unicode")])
 def test_words_that_cannot_be_meant(tmp_path, words, told):
     "One sentence, which says what would do; nothing is written."
