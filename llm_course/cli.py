@@ -85,11 +85,19 @@ class Stage(click.Command):
 
 
 def what_to_do_with(word: str, ctx: click.Context) -> str:
-    "A sentence about a word that no flag takes: it may be a prompt, or a part of a glob that the shell has spelt out."
+    "A sentence about a word without a flag: a prompt, or a glob that the shell has spelt out."
     told = f"{word!r} belongs to no flag"
-    for name, flag, example in (("prompt", "--prompt", "Once upon a time"), ("source", "--input", "books/*.txt")):
-        if name in ctx.params and ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            return f"{told}: {flag} takes one word, so put quotes around it, as in {flag} '{example}'."
+    for name, flag, example in (
+        ("prompt", "--prompt", "Once upon a time"),
+        ("source", "--input", "books/*.txt"),
+    ):
+        if (
+            name in ctx.params
+            and ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        ):
+            return (
+                f"{told}: {flag} takes one word, so put quotes around it, as in {flag} '{example}'."
+            )
         if name in ctx.params:
             return f"{told}. Did you mean {flag} {shlex.quote(word)}?"
     return f"{told}."
@@ -292,10 +300,20 @@ def typed_command(ctx: click.Context) -> str:
 
 
 def next_command(stage: str, **flags: object) -> str:
-    "The command of a stage, with those of `flags` alone whose values are neither None nor the stage's defaults."
+    "The command of a stage, with those of `flags` alone that are neither None nor its defaults."
     known = {option.name: option for option in main.commands[stage].params}
-    given = {known[name]: value for name, value in flags.items() if value is not None and value != known[name].default}
-    return " ".join(["next: llm-course", stage, *(f"{option.opts[0]} {shlex.quote(str(value))}" for option, value in given.items())])
+    given = {
+        known[name]: value
+        for name, value in flags.items()
+        if value is not None and value != known[name].default
+    }
+    return " ".join(
+        [
+            "next: llm-course",
+            stage,
+            *(f"{option.opts[0]} {shlex.quote(str(value))}" for option, value in given.items()),
+        ]
+    )
 
 # %% ../nbs/99_cli.ipynb #fb8f4aca
 def table(rows: dict[str, object], limit: int | None = None) -> str:
@@ -313,16 +331,28 @@ FORMS = ["auto", "line", "blank", "file", "jsonl"]
 
 def reads_text(stage: Callable) -> Callable:
     "Give a stage the flags --documents and --errors."
-    stage = click.option("--errors", type=click.Choice(["strict", "replace"]), default="strict",
-                         help="Bytes that are not UTF-8: stop there, or go on with U+FFFD in their place.")(stage)
-    return click.option("--documents", type=TEXT, default="auto", metavar="|".join([*FORMS, "SEPARATOR"]),
-                        help="How documents are told apart in text files: one a line, by blank lines, one a file, or by a separator "
-                             "such as '<|endoftext|>'. JSON lines with a \"text\" are found by themselves.")(stage)
+    stage = click.option(
+        "--errors",
+        type=click.Choice(["strict", "replace"]),
+        default="strict",
+        help="Bytes that are not UTF-8: stop there, or go on with U+FFFD in their place.",
+    )(stage)
+    return click.option(
+        "--documents",
+        type=TEXT,
+        default="auto",
+        metavar="|".join([*FORMS, "SEPARATOR"]),
+        help="How documents are told apart in text files: one a line, by blank lines, one a file, "
+        "or by a separator such as '<|endoftext|>'. JSON lines are found by themselves.",
+    )(stage)
 
 # %% ../nbs/99_cli.ipynb #b8fa2970
-def open_corpus(source: str, documents: str, errors: str, leave_out: object = None) -> Iterable[str]:
-    r"The corpus at `source`, after a line that says how its documents are told apart. \n in a separator is a line break."
+def open_corpus(
+    source: str, documents: str, errors: str, leave_out: object = None
+) -> Iterable[str]:
+    r"The corpus at `source`, after a line that says what it is; \n in a separator is a line break."
     from llm_course.corpus import Corpus
+
     corpus = Corpus(source, documents.replace("\\n", "\n").replace("\\t", "\t"), errors, leave_out)
     speak(corpus.describe())
     return corpus
@@ -349,9 +379,12 @@ def held_out_stories(stories: int) -> int:
     return min(500, stories // 10 + 1)
 
 # %% ../nbs/99_cli.ipynb #76bcc625
-def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False) -> None:
-    "Write corpus.txt and val.txt to `folder`; what is not ours there is replaced only with `force`."
+def write_tales(
+    folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False
+) -> None:
+    "Write corpus.txt and val.txt to `folder`; what is not ours is replaced only with `force`."
     from llm_course.corpus import check_ours, quantity, write_tales_corpus
+
     for name in ("corpus.txt", "val.txt"):
         check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
     speak(f"Writing {quantity(stories, 'tale')}.")
@@ -368,9 +401,11 @@ def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force:
 def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     "Write the built-in tales: stories whose entropy is known."
     from llm_course.corpus import tale_entropy
+
     write_tales(folder, stories, seed, force)
     entropy = tale_entropy()
-    speak(f"Their entropy, the floor under any model: {entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte")
+    bits = f"{entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte"
+    speak(f"Their entropy, the floor under any model: {bits}")
     speak(next_command("tokenizer", source=(Path(folder) / "corpus.txt").as_posix()))
 
 # %% ../nbs/99_cli.ipynb #3d1abac6
@@ -378,39 +413,66 @@ def model_path(prefix: str) -> str:
     "The file that a --model_prefix names."
     stem = prefix.removesuffix(".model")
     if stem.endswith(("/", os.sep)) or Path(stem).name in ("", ".."):
-        raise click.UsageError(f"--model_prefix {prefix} is a folder: add a name, as in {Path(stem, Path(PREFIX).name).as_posix()}.")
+        example = Path(stem, Path(PREFIX).name).as_posix()
+        raise click.UsageError(f"--model_prefix {prefix} is a folder: add a name, as in {example}.")
     return f"{stem}.model"
 
 
 @main.command()
-@click.option("--input", "source", type=PATH, default=CORPUS,
-              help="A text file, a folder, a glob such as 'books/*.txt', JSON lines, or - for standard input.")
-@click.option("--model_prefix", type=PATH, default=PREFIX, help="Where the tokenizer goes: this name and .model.")
-@click.option("--vocab_size", type=click.IntRange(min=0), default=32_000, help="Pieces in the vocabulary (0: characters).")
+@click.option(
+    "--input",
+    "source",
+    type=PATH,
+    default=CORPUS,
+    help="A text or JSON lines, a folder, a glob such as 'books/*.txt', or - for standard input.",
+)
+@click.option(
+    "--model_prefix",
+    type=PATH,
+    default=PREFIX,
+    help="Where the tokenizer goes: this name and .model.",
+)
+@click.option(
+    "--vocab_size",
+    type=click.IntRange(min=0),
+    default=32_000,
+    help="Pieces in the vocabulary (0: characters).",
+)
 @click.option("--strict", is_flag=True, help="A corpus too small for the vocabulary is an error.")
 @click.option("--force", is_flag=True, help="Replace a file of your own.")
 @reads_text
-def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, force: bool, documents: str,
-              errors: str) -> None:
+def tokenizer(
+    source: str,
+    model_prefix: str,
+    vocab_size: int,
+    strict: bool,
+    force: bool,
+    documents: str,
+    errors: str,
+) -> None:
     "Learn a vocabulary of byte pairs from a text."
     from llm_course.corpus import check_ours, write_ours
+    from llm_course.packing import validation_beside
     from llm_course.tokenizer import train_tokenizer
+
     path = model_path(model_prefix)
     check_ours(path, force)
     write_missing(source)
-    corpus = open_corpus(source, documents, errors)
+    corpus = open_corpus(source, documents, errors, validation_beside(source))
     with progress_bar(corpus, "reading") as move:
         watched = (d for d in corpus if not move(len(d.encode("utf-8", "surrogatepass"))))
         learned = train_tokenizer(watched, vocab_size, strict=strict)
     with write_ours(path, what="a tokenizer", force=force) as file:
         file.write(learned.model)
     click.echo(table({"vocabulary": learned.vocab_size, "file": path}, columns(sys.stdout)))
-    speak(next_command("prepare", source=again(source), tok=path, documents=documents, errors=errors))
+    source = again(source)
+    speak(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
 
 def again(source: str) -> str:
-    "What names a text once more: what came through a pipe is gone, and has to come again, as standard input."
+    "What names a text once more: what came through a pipe has to come again, as standard input."
     from llm_course.corpus import is_stream
+
     return "-" if is_stream(Path(source)) else source
 
 # %% ../nbs/99_cli.ipynb #02703c82
@@ -442,57 +504,105 @@ MANY = 0.05  # of the tokens: where copies take so many out of training, that is
 
 
 def show_splits(manifest: object) -> str:
-    "Documents, tokens and their share in each split, and those that were left out: copies of what validation has."
+    "Documents, tokens and their share in each split, and of copies that were left out."
     from llm_course.corpus import quantity
     copies, copied = manifest.copies()
     whole = max(1, manifest.tokens("train") + manifest.tokens("val") + copied)
-    row = lambda name, documents, tokens: (f"  {name:<8}{quantity(documents, 'document'):>22}{quantity(tokens, 'token'):>22}"
-                                           f"  {100 * tokens / whole:5.1f} %")
+    row = lambda name, documents, tokens: (
+        f"  {name:<8}{quantity(documents, 'document'):>22}{quantity(tokens, 'token'):>22}"
+        f"  {100 * tokens / whole:5.1f} %"
+    )
     lines = []
     for split, shards in manifest.splits.items():
         size = sum(shard.bytes for shard in shards)
-        lines.append(row(split, manifest.documents(split), manifest.tokens(split)) +
-                     f"{quantity(size, 'byte'):>21}  in {quantity(len(shards), 'shard')}")
+        lines.append(
+            row(split, manifest.documents(split), manifest.tokens(split))
+            + f"{quantity(size, 'byte'):>21}  in {quantity(len(shards), 'shard')}"
+        )
     if copies:
         lines.append(row("left out", copies, copied) + "  copies of validation documents")
     if copied > MANY * whole:
         held = quantity(manifest.documents("val"), "document")
-        lines.append(f"Validation has {held}, and the text {quantity(copies, 'copy', 'copies')} of them: "
-                     f"{copied / whole:.0%} of the tokens are not trained on. Remove the copies, or name another text with --val.")
+        lines.append(
+            f"Validation has {held}, and the text {quantity(copies, 'copy', 'copies')} "
+            f"of them: {copied / whole:.0%} of the tokens are not trained on. "
+            "Remove the copies, or name another text with --val."
+        )
     return "\n".join(lines)
 
 
 def check_validation(source: str, val: str | None, fraction: float | None) -> None:
     "CourseError where the flags do not go together."
     from llm_course.corpus import CourseError
+
     if val and fraction is not None:
-        raise CourseError("--val names a text to validate on, and --val_fraction holds one out: leave one of them out.")
+        raise CourseError(
+            "--val names a text to validate on, and --val_fraction holds one out: give one of them."
+        )
     if fraction is not None and math.isnan(fraction):
         raise CourseError("--val_fraction is no number.")
     if val and Path(val).exists() and Path(source).exists() and Path(val).samefile(source):
-        raise CourseError(f"{val} is the training text and would be the validation text too: name another with --val.")
+        raise CourseError(
+            f"{val} is the training text and would be the validation text too: "
+            "name another with --val."
+        )
 
 # %% ../nbs/99_cli.ipynb #prep0001
 @main.command()
-@click.option("--input", "source", type=PATH, default=CORPUS,
-              help="A text file, a folder, a glob such as 'books/*.txt', JSON lines, - for standard input, or .ds files of datatrove.")
+@click.option(
+    "--input",
+    "source",
+    type=PATH,
+    default=CORPUS,
+    help="A text or JSON lines, a folder, a glob such as 'books/*.txt', - for standard input, "
+    "or .ds files of datatrove.",
+)
 @click.option("--tok", type=PATH, default=TOKENIZER, help="The tokenizer's .model file.")
-@click.option("--seq_len", type=click.IntRange(min=1), default=2048, help="Tokens in a training sequence.")
-@click.option("--shard_tokens", type=click.IntRange(min=1), default=200_000_000, help="Tokens in a shard file, at most.")
+@click.option(
+    "--seq_len", type=click.IntRange(min=1), default=2048, help="Tokens in a training sequence."
+)
+@click.option(
+    "--shard_tokens",
+    type=click.IntRange(min=1),
+    default=200_000_000,
+    help="Tokens in a shard file, at most.",
+)
 @click.option("--out_dir", type=PATH, default=SHARDS, help="Where the shards go.")
-@click.option("--val", type=PATH, help="A text to validate on.  [default: a val.txt that belongs to the input]")
-@click.option("--val_fraction", type=click.FloatRange(0, 0.5),
-              help="Hold out so much of the input.  [default: 0.01, where there is no text to validate on]")
-@click.option("--workers", type=click.IntRange(min=1),
-              help="Processes that tokenize.  [default: one a processor, each with 10 MB to do]")
+@click.option(
+    "--val",
+    type=PATH,
+    help="A text to validate on.  [default: a val.txt that belongs to the input]",
+)
+@click.option(
+    "--val_fraction",
+    type=click.FloatRange(0, 0.5),
+    help="Hold out so much of the input.  [default: 0.01, where there is no text to validate on]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes that tokenize.  [default: one a processor, each with 10 MB to do]",
+)
 @click.option("--force", is_flag=True, help="Replace shards that are not known to be ours.")
 @reads_text
-def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str, val: str | None, val_fraction: float | None,
-            workers: int | None, force: bool, documents: str, errors: str) -> None:
+def prepare(
+    source: str,
+    tok: str,
+    seq_len: int,
+    shard_tokens: int,
+    out_dir: str,
+    val: str | None,
+    val_fraction: float | None,
+    workers: int | None,
+    force: bool,
+    documents: str,
+    errors: str,
+) -> None:
     "Pack a text into shards, and hold documents out."
     from llm_course.corpus import quantity
     from llm_course.packing import choose_validation, validation_beside, write_shards
     from llm_course.tokenizer import Tokenizer
+
     check_validation(source, val, val_fraction)
     learned = Tokenizer.load(tok)
     write_missing(source)
@@ -501,13 +611,27 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
     corpus = open_tokens(source, learned, path) or open_corpus(source, documents, errors, path)
     fraction = 0.01 if val_fraction is None else val_fraction
     chosen = choose_validation(corpus, learned, out_dir, path, fraction, errors)
-    unused = f" ({beside} is not used, since --val_fraction is given)" if beside and not path else ""
+    unused = (
+        f" ({beside} is not used, since --val_fraction is given)" if beside and not path else ""
+    )
     speak(f"Validation: {chosen.told}{unused}")
     with progress_bar(corpus, "packing") as move:
-        manifest = write_shards(packable(corpus, move), learned, out_dir, val_documents=chosen.documents, val_text=chosen.text,
-                                seq_len=seq_len, shard_tokens=shard_tokens, workers=workers or useful_workers(corpus), force=force)
+        manifest = write_shards(
+            packable(corpus, move),
+            learned,
+            out_dir,
+            val_documents=chosen.documents,
+            val_text=chosen.text,
+            seq_len=seq_len,
+            shard_tokens=shard_tokens,
+            workers=workers or useful_workers(corpus),
+            force=force,
+        )
     if mended := getattr(corpus, "mended", 0):
-        speak(f"Mended: {quantity(mended, 'document')} whose text holds </s> or <unk>, which datatrove took for special pieces.")
+        speak(
+            f"Mended: {quantity(mended, 'document')} whose text holds </s> or <unk>, "
+            "which datatrove took for special pieces."
+        )
     speak(show_splits(manifest), hang=10)
     speak(next_command("train", data=out_dir))
 
@@ -631,12 +755,15 @@ def figures(evaluation: object) -> dict[str, object]:
 
 # %% ../nbs/99_cli.ipynb #meas0001
 def open_measured(source: str | None, documents: str, errors: str) -> Iterable[str]:
-    "The text to measure on, after a line that says what it is; CourseError where None is named and none is found."
+    "The text to measure on, after a line that says what it is; CourseError where there is none."
     from llm_course.corpus import CourseError
     from llm_course.packing import ShardTexts
+
     source = source or usual_measure()
     if source is None:
-        raise CourseError("There is no text to measure on: `llm-course prepare` holds one out, and --input names another.")
+        raise CourseError(
+            "There is no text to measure on: `llm-course prepare` holds one out; --input names one."
+        )
     if not (Path(source) / "manifest.json").is_file():
         return open_corpus(source, documents, errors)
     text = ShardTexts(source)
@@ -645,14 +772,18 @@ def open_measured(source: str | None, documents: str, errors: str) -> Iterable[s
 
 
 def usual_measure() -> str | None:
-    "The text that is measured on where none is named: what training validated on, or the tales that were held out."
+    "The text that is measured on where none is named: what training validated on, or tales."
     from llm_course.packing import validation_source
-    return validation_source(SHARDS, VALIDATION) or (VALIDATION if Path(VALIDATION).exists() else None)
+
+    return validation_source(SHARDS, VALIDATION) or (
+        VALIDATION if Path(VALIDATION).exists() else None
+    )
 
 
 def next_measurement(ckpt: str, data: str) -> str:
-    "The command that measures a checkpoint on what the shards in `data` are validated on, or lets it write where that is nothing."
+    "The command that measures a checkpoint on the validation text of its shards, or lets it write."
     from llm_course.packing import validation_source
+
     source = validation_source(data, VALIDATION)
     if source is None:
         return next_command("generate", ckpt=ckpt)

@@ -35,8 +35,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .corpus import (
-    FORMATS, RECORD, SEPARATOR, Corpus, CourseError, atomic_write, check_ours, file_sha256, find_texts, held_out, is_ours,
-    json_trouble, normalized, own_entry, quantity, read_whole, signals_wait, sync_folder, write_ours)
+    FORMATS, RECORD, SEPARATOR, Corpus, CourseError, atomic_write, check_ours, file_sha256,
+    find_texts, held_out, is_ours, json_trouble, normalized, own_entry, quantity, read_whole,
+    signals_wait, sync_folder, write_ours)
 from .tokenizer import Tokenizer, id_dtype
 
 # %% ../nbs/03_packing.ipynb #2f73fa71
@@ -114,7 +115,7 @@ class Manifest:
     excluded: int  # training documents left out because validation has them
     splits: dict[str, tuple[Shard, ...]]
     excluded_tokens: int = 0  # in those documents
-    val_sha256: str = ""  # of val.txt, which holds the documents that were held out; empty where there is none
+    val_sha256: str = ""  # of val.txt, where documents were held out
 
     def __post_init__(self):
         if self.seq_len < 1 or self.dtype not in ("uint16", "uint32"):
@@ -129,9 +130,11 @@ class Manifest:
         return sum(shard.documents for shard in self.splits[split])
 
     def copies(self) -> tuple[int, int]:
-        """How many copies of validation documents were left out of training, and how many tokens they have."""
-        own = (self.documents("val"), self.tokens("val")) if self.val_sha256 else (0, 0)  # were in the text themselves
-        return self.excluded - own[0], self.excluded_tokens - own[1]
+        """Copies of validation documents that were left out of training, and their tokens."""
+        if not self.val_sha256:
+            return self.excluded, self.excluded_tokens
+        # validation documents that were held out were in the text themselves
+        return self.excluded - self.documents("val"), self.excluded_tokens - self.tokens("val")
 
     def save(self, folder: str | Path) -> None:
         """Write `manifest.json`."""
@@ -174,12 +177,17 @@ def _as_file(record: dict) -> bytes:
 
 def _record(cls: type, raw: dict, path: Path):
     """The dataclass `cls` from a JSON object; `CourseError` names a field that is missing or of another type."""
-    known = [field for field in fields(cls) if field.name in raw or field.default is MISSING]  # earlier versions had fewer
+    known = [
+        field for field in fields(cls) if field.name in raw or field.default is MISSING
+    ]  # earlier versions had fewer
     for field in known:
         value = raw.get(field.name)
         if field.type in (int, str) and type(value) is not field.type:
             kind = {int: "a whole number", str: "a string"}[field.type]
-            raise CourseError(f"{path}: `{field.name}` should be {kind}, not {value!r}; `llm-course prepare` writes it anew.")
+            raise CourseError(
+                f"{path}: `{field.name}` should be {kind}, not {value!r}; "
+                "`llm-course prepare` writes it anew."
+            )
     return cls(**{field.name: raw[field.name] for field in known})
 
 # %% ../nbs/03_packing.ipynb #0b7abdf0
@@ -222,7 +230,9 @@ class _ShardWriter:
 # %% ../nbs/03_packing.ipynb #8092147c
 HELD_OUT = "val.txt"  # in a folder of shards: the documents that were held out of the text
 _OURS = re.compile(r"(train|val)-\d{5,}\.(bin|bin\.index|idx)|manifest\.json|tokenizer\.model")
-_LEFTOVER = re.compile(rf"\.({_OURS.pattern}|{re.escape(HELD_OUT)}|{re.escape(RECORD)})\.\d+\.tmp|{re.escape(RECORD)}")
+_LEFTOVER = re.compile(
+    rf"\.({_OURS.pattern}|{re.escape(HELD_OUT)}|{re.escape(RECORD)})\.\d+\.tmp|{re.escape(RECORD)}"
+)
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -247,8 +257,13 @@ def _restore(folder: Path) -> None:
 
 def _foreign(folder: Path) -> list[Path]:
     """What lies in a folder of shards and has no name that we give."""
-    return [path for path in folder.iterdir() if not _OURS.fullmatch(path.name) and not _LEFTOVER.fullmatch(path.name)
-            and path.name != HELD_OUT]
+    return [
+        path
+        for path in folder.iterdir()
+        if not _OURS.fullmatch(path.name)
+        and not _LEFTOVER.fullmatch(path.name)
+        and path.name != HELD_OUT
+    ]
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -288,7 +303,7 @@ def _exchanged(folder: Path) -> Iterator[Path]:
 
 
 def _clear(leftover: Path, folder: Path) -> None:
-    """Empty what is left of an exchange: of names of ours, and of what `folder` has as well; `CourseError` where there is more."""
+    """Empty what is left of an exchange; `CourseError` where it has files of others."""
     if not leftover.exists():
         return
     strangers = [path for path in _foreign(leftover) if not os.path.lexists(folder / path.name)]
@@ -306,13 +321,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     import fcntl
+
     number, mine = os.open(folder, os.O_RDONLY), False
     try:
         with suppress(BlockingIOError):
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = folder.exists() and os.path.samestat(os.fstat(number), folder.stat())
         if not mine:
-            raise CourseError(f"Another run is writing to {folder}: wait for it, or choose another --out_dir.")
+            raise CourseError(
+                f"Another run is writing to {folder}: wait for it, or choose another --out_dir."
+            )
         yield
     finally:
         os.close(number)
@@ -326,12 +344,17 @@ def _check_place(folder: Path, force: bool) -> None:
         raise CourseError(f"{folder} is a file; the shards need a folder.")
     others = sorted(path.name for path in _foreign(folder) if not path.name.startswith("."))
     if others:
-        raise CourseError(f"{folder} holds other things ({', '.join(others[:3])}); give the shards a folder of their own.")
+        raise CourseError(
+            f"{folder} holds other things ({', '.join(others[:3])}); "
+            "give the shards a folder of their own."
+        )
     check_ours(folder / HELD_OUT, force)
     like_ours = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
     if like_ours and not _has_manifest(folder) and not force:
-        raise CourseError(f"{folder} holds {like_ours[0]}, but no manifest of this program: give the shards a folder of their own, "
-                          "or replace what is there with --force.")
+        raise CourseError(
+            f"{folder} holds {like_ours[0]}, but no manifest of this program: give the shards a "
+            "folder of their own, or replace what is there with --force."
+        )
 
 # %% ../nbs/03_packing.ipynb #40f902dc
 class Tokenized(NamedTuple):
@@ -346,7 +369,7 @@ def _text(document: str | Tokenized) -> str:
 
 
 def _fingerprint(document: str | Tokenized) -> bytes:
-    """The same for texts that differ in their line breaks alone, as a document and its copy in a text file may."""
+    """The same for texts that differ only as a document and its copy in a text file may."""
     text = normalized(_text(document))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
@@ -357,7 +380,7 @@ def _routed(
     val_fraction: float,
     seen: dict[bytes, int],
 ) -> Iterator[tuple[str, str | Tokenized]]:
-    """Each document behind the split that it belongs to, or behind "excluded": a training document that validation has too.
+    """Each document behind its split, or "excluded": a training document that validation has.
 
     `seen` gets the fingerprint of each validation document."""
     if val_documents is None:
@@ -501,7 +524,7 @@ def write_shards(
     *,
     val_documents: Iterable[str | Tokenized] | None = None,  # None: those of train_documents that corpus.held_out names
     val_fraction: float = 0.01,  # of them, where val_documents is None
-    val_text: bytes | None = None,  # val_documents as a text, where they are held out of train_documents: becomes val.txt
+    val_text: bytes | None = None,  # val_documents held out of train_documents: becomes val.txt
     seq_len: int = 2048,
     shard_tokens: int = 200_000_000,
     progress: Callable[[int], object] | None = None,  # told the UTF-8 bytes of each document that is done
@@ -510,10 +533,11 @@ def write_shards(
 ) -> Manifest:
     """Pack documents, each ended by `</s>`, into shards: `train-00000.bin`, its two indexes, …, `val-…`, and `manifest.json`.
 
-    Documents stream through, so a corpus may be larger than memory. `out_dir` is replaced at the end, as a whole, but for hidden
-    files of others. `CourseError` when the training documents make less than one sequence, or `out_dir` cannot be written, or
-    holds what is not ours. The number of workers changes no byte; a script that asks for several needs
-    `if __name__ == "__main__":`, since each begins by importing the script.
+    Documents stream through, so a corpus may be larger than memory. `out_dir` is replaced at the
+    end, as a whole, but for hidden files of others. `CourseError` when the training documents make
+    less than one sequence, or `out_dir` cannot be written, or holds what is not ours. The number of
+    workers changes no byte; a script that asks for several needs `if __name__ == "__main__":`,
+    since each begins by importing the script.
     """
     if min(seq_len, shard_tokens, workers) < 1:
         raise CourseError(f"seq_len, shard_tokens and workers must be at least 1, not {seq_len}, {shard_tokens} and {workers}.")
@@ -530,7 +554,8 @@ def write_shards(
             excluded, tokens = _pack(routed, tokenizer, writers, progress, workers, seen)
             splits = {split: tuple(writer.shards) for split, writer in writers.items()}
             val_sha256 = _keep_text(val_text, folder) if val_text else ""
-            manifest = Manifest(tokenizer.vocab_size, tokenizer.sha256, seq_len, dtype.name, excluded, splits, tokens, val_sha256)
+            made_with = tokenizer.vocab_size, tokenizer.sha256, seq_len, dtype.name
+            manifest = Manifest(*made_with, excluded, splits, tokens, val_sha256)
             _check_length(manifest.tokens("train"), seq_len, excluded)
             tokenizer.save(folder / "tokenizer.model")
             manifest.save(folder)
@@ -541,7 +566,8 @@ def write_shards(
 
 def _keep_text(text: bytes, folder: Path) -> str:
     """Write the text of the documents that were held out, on record as such; its sha256."""
-    with write_ours(folder / HELD_OUT, what="documents held out", of="the text of these shards") as file:
+    of = "the text of these shards"
+    with write_ours(folder / HELD_OUT, what="documents held out", of=of) as file:
         file.write(text)
     return hashlib.sha256(text).hexdigest()
 
@@ -554,9 +580,10 @@ def _pack(
     workers: int,
     seen: dict[bytes, int],
 ) -> tuple[int, int]:
-    """Tokenize every document, unless it is, and write it; the number of those that belong to no split, and of their tokens.
+    """Tokenize every document, unless it is, and write it.
 
-    These are copies of validation documents, whose lengths are noted in `seen`."""
+    The number of those that belong to no split, and of their tokens: they are copies of validation
+    documents, whose lengths are noted in `seen`."""
     excluded = tokens = 0
     try:
         with closing(_tokenized(routed, tokenizer, workers)) as documents:
@@ -765,18 +792,22 @@ class TokenFiles:
     """Documents that datatrove's `DocumentTokenizer` has tokenized, with our `tokenizer.json` and `eos_token="</s>"`.
 
     `source` is a file, a folder or a glob of `.ds` files, each with its `.ds.index` beside it; masks (`.ds.loss`) are not used.
-    Iterating gives the texts that a `Corpus` would give, and `tokenized` their tokens as well, for `write_shards`. `leave_out` is
-    not read. `CourseError` when a file is damaged, or holds what `tokenizer` does not make.
+    Iterating gives the texts that a `Corpus` would give, and `tokenized` their tokens as well, for
+    `write_shards`. `leave_out` is not read. `CourseError` when a file is damaged, or holds what
+    `tokenizer` does not make.
     """
 
     format = "file"  # a document may have lines
 
-    def __init__(self, source: str | Path, tokenizer: Tokenizer, leave_out: str | Path | None = None):
+    def __init__(
+        self, source: str | Path, tokenizer: Tokenizer, leave_out: str | Path | None = None
+    ):
         self.source, self.tokenizer, self.dtype = str(source), tokenizer, id_dtype(tokenizer.vocab_size)
         others = set(map(os.path.realpath, token_files(leave_out) if leave_out else []))
         self.files = [file for file in token_files(source) if os.path.realpath(file) not in others]
         if not self.files:
-            raise CourseError(f"{source} names no .ds files{' to train on' * bool(others)}; give one, a folder or a glob of them.")
+            which = ".ds files to train on" if others else ".ds files"
+            raise CourseError(f"{source} names no {which}; give one, a folder or a glob of them.")
         pieces = [tokenizer.piece_bytes(i) for i in range(tokenizer.vocab_size)]
         self._bytes = np.frombuffer(b"".join(pieces), np.uint8)
         self._sizes = np.array([len(piece) for piece in pieces])
@@ -796,15 +827,16 @@ class TokenFiles:
         return (document.text for document in self.tokenized())
 
     def tokenized(self, block: int = 2**16) -> Iterator[Tokenized]:
-        """Every document that is not blank, read in blocks of about so many tokens: memory does not grow with the files."""
+        """Every document that is not blank, read in blocks: memory does not grow with the files."""
         self.mended = 0
         for file in self.files:
             tokens, ends = self._open(file)
             first, start = 0, 0
             while first < len(ends):
                 last = max(first + 1, int(np.searchsorted(ends, start + block, "right")))
-                documents = self._block(file, first, tokens[start : ends[last - 1]], ends[first:last] - start)
-                yield from (self._normalized(document) for document in documents if document.text.strip())
+                ids = tokens[start : ends[last - 1]]
+                documents = self._block(file, first, ids, ends[first:last] - start)
+                yield from (self._normalized(each) for each in documents if each.text.strip())
                 first, start = last, int(ends[last - 1])
 
     def _open(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -859,8 +891,10 @@ class TokenFiles:
         return Tokenized(text, self.tokenizer.encode_array(text))
 
     def _normalized(self, document: Tokenized) -> Tokenized:
-        """The document as every stage sees it. No token has changed where its line breaks were tokens of their own: then a part
-        of its tokens is what the tokenizer makes of a part of the text."""
+        """The document as every stage sees it.
+
+        Where the line breaks around it were tokens of their own, the others are what the tokenizer
+        makes of the rest of the text: no merge has crossed the border between two tokens."""
         text = normalized(document.text)
         if text == document.text:
             return document
@@ -872,7 +906,7 @@ class TokenFiles:
 
 # %% ../nbs/03_packing.ipynb #hold0002
 def validation_beside(source: str) -> Path | None:
-    """`val.txt` in a folder, or beside a file, a folder or the folder where a glob begins; None unless it belongs to `source`."""
+    """`val.txt` that belongs to `source`: in a folder, or beside a file or folder; or None."""
     path = Path(source)
     if str(path) == "-" or path.exists() and not path.is_file() and not path.is_dir():
         return None
@@ -880,13 +914,17 @@ def validation_beside(source: str) -> Path | None:
         path = path.parent
     here = [path / HELD_OUT] if path.is_dir() else []
     for found in [*here, Path(os.path.normpath(path / "..")) / HELD_OUT]:
-        if found.is_file() and not (path.is_file() and found.samefile(path)) and _belongs(found, source):
+        if (
+            found.is_file()
+            and not (path.is_file() and found.samefile(path))
+            and _belongs(found, source)
+        ):
             return found
     return None
 
 
 def _belongs(val: Path, source: str) -> bool:
-    """Whether a validation text is the user's own, or was held out of `source`: of a file in it that is as we wrote it."""
+    """Whether a validation text is the user's own, or held out of a file of ours in `source`."""
     if (entry := own_entry(val)) is None:
         return True
     text = val.with_name(str(entry.get("of")))
@@ -897,10 +935,14 @@ MOST_HELD = 10_000_000  # bytes
 
 
 def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:
-    """The distinct documents to validate on: a `fraction`, not much over MOST_HELD; at least one if there are two, and never all."""
+    """The distinct documents to validate on: a `fraction`, not much over MOST_HELD.
+
+    At least one if there are two, and never all."""
     unfit = re.compile(f"[\0\ufeff\ud800-\udfff]|{re.escape(SEPARATOR)}")
     first = next(iter(corpus))
-    others = lambda fraction: (d for d in corpus if held_out(d, fraction) and d != first and not unfit.search(d))
+    others = lambda fraction: (
+        d for d in corpus if held_out(d, fraction) and d != first and not unfit.search(d)
+    )
     size = sum(len(d.encode()) for d in others(fraction))
     fraction *= min(1, MOST_HELD / max(size, 1))  # what is held out is held in memory
     held = list(dict.fromkeys(others(fraction)))
@@ -908,7 +950,7 @@ def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:
 
 
 def as_text(documents: list[str]) -> bytes:
-    """Documents as a text from which `Corpus` reads them again: one a line if that is all there is to it, or marks before each."""
+    """Documents as a text from which `Corpus` reads them: one a line, or marks before each."""
     lines = "".join(f"{document}\n" for document in documents).encode()
     found = next(name for name, form in FORMATS.items() if form.sniff(lines))
     if found == "line" and not json_trouble(lines, False) and lines.count(b"\n") == len(documents):
@@ -925,27 +967,37 @@ class Validation(NamedTuple):
 
 
 def choose_validation(
-    corpus: Corpus | TokenFiles, tokenizer: Tokenizer, out_dir: str | Path, path: str | Path | None, fraction: float = 0.01,
+    corpus: Corpus | TokenFiles,
+    tokenizer: Tokenizer,
+    out_dir: str | Path,
+    path: str | Path | None,
+    fraction: float = 0.01,
     errors: str = "strict",
 ) -> Validation:
-    """The documents of the text at `path` or, where that is None, a `fraction` of the corpus's, for `out_dir`/val.txt."""
+    """The documents of the text at `path`; without one, a `fraction` of the corpus's."""
     if path and token_files(path):
         found = TokenFiles(path, tokenizer)
     elif path:
         form = corpus.documents if isinstance(corpus, Corpus) else "auto"
         found = Corpus(path, "auto" if form == "file" else form, errors)
         if corpus.format in ("line", "blank") and found.format in ("line", "blank"):
-            found.kinds = [corpus.format] * len(found.files)  # a short text shows less well which of the two it is
+            found.kinds = [corpus.format] * len(
+                found.files
+            )  # a short text shows less well which of the two it is
     elif held := hold_out(corpus, fraction):
         told = f"{quantity(len(held), 'of the documents is', 'of the documents are')} held out, and {'goes' if len(held) == 1 else 'go'} to {Path(out_dir) / HELD_OUT}"
         return Validation(held, told, as_text(held))
     else:
-        return Validation([], "none is held out. Give a text with --val, or tell more documents apart with --documents", None)
+        return Validation(
+            [],
+            "none is held out. Give a text with --val, or tell documents apart with --documents",
+            None,
+        )
     return Validation(found, found.describe(), None)
 
 # %% ../nbs/03_packing.ipynb #hold0008
 class ShardTexts:
-    """The documents of a split of shards, as texts: an iterable that can be run through again and again."""
+    """The texts of a split of shards: an iterable that can be run through again and again."""
 
     def __init__(self, folder: str | Path, split: str = "val"):
         self.shards, self.source, self.split = Shards(folder, split), str(folder), split
@@ -954,17 +1006,25 @@ class ShardTexts:
 
     def describe(self) -> str:
         """One line: what is read."""
-        return f"{self.source}: {quantity(self.shards.documents, 'document')} of the split {self.split} ({quantity(self.shards.tokens, 'token')})"
+        documents, tokens = self.shards.documents, self.shards.tokens
+        size = f"{quantity(documents, 'document')} ({quantity(tokens, 'token')})"
+        return f"{self.source}: {size} of the split {self.split}"
 
     def __iter__(self) -> Iterator[str]:
         if not self.shards.documents:
-            raise CourseError(f"The shards in {self.source} have no documents to validate on: name a text with --input.")
-        return (self.tokenizer.decode(self.shards.document(j).tolist()) for j in range(self.shards.documents))
+            raise CourseError(
+                f"The shards in {self.source} have no validation documents: give --input a text."
+            )
+        return (
+            self.tokenizer.decode(self.shards.document(j).tolist())
+            for j in range(self.shards.documents)
+        )
 
 
 def validation_source(data: str | Path, default: str | Path) -> str | None:
-    """Where the text is that the shards in `data` are validated on: val.txt among them, `default` if it has these documents, or the
-    shards themselves; None where there is none."""
+    """Where the text is that the shards in `data` are validated on; None where there is none.
+
+    That is val.txt among them, `default` if it has these documents, or the shards themselves."""
     try:
         manifest = Manifest.load(data)
     except CourseError:
@@ -973,6 +1033,9 @@ def validation_source(data: str | Path, default: str | Path) -> str | None:
         return str(Path(data) / HELD_OUT) if manifest.val_sha256 else None
     with suppress(CourseError):
         sizes = [len(document.encode("utf-8", "surrogatepass")) for document in Corpus(default)]
-        if (len(sizes), sum(sizes)) == (manifest.documents("val"), sum(shard.bytes for shard in manifest.splits["val"])):
+        if (len(sizes), sum(sizes)) == (
+            manifest.documents("val"),
+            sum(shard.bytes for shard in manifest.splits["val"]),
+        ):
             return str(default)
     return str(data)

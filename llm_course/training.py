@@ -1293,8 +1293,7 @@ def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "a
     """From nothing to a model that tells tales: corpus, tokenizer, shards, training. Returns the checkpoint.
 
     Files: root/corpus.txt, val.txt, llm_spm.model, shards/, checkpoints/. A stage is done again only if what it is made
-    from has changed (or if `fresh`); a training that was interrupted goes on. A text or a tokenizer that is not ours is replaced only
-    with `force`."""
+    from has changed (or if `fresh`); a training that was interrupted goes on. What is not ours is replaced only with `force`."""
     root, config = Path(root), config if isinstance(config, Config) else load_config(config)
     corpus, val, model = root / "corpus.txt", root / "val.txt", root / "llm_spm.model"
     shards, out = root / "shards", root / "checkpoints"

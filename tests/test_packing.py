@@ -460,6 +460,28 @@ def test_token_files(tmp_path_factory, files, block):
     assert corpus.mended == sum("</s>" in text or "<unk>" in text for text in texts) and corpus.documents == len(texts)
 
 
+BREAKS = train_tokenizer(["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40, 300, say=lambda line: None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(["\n", "\r\n", "\r", "\n\n", ".", " ", "the", " end", ".\n", "x"]), max_size=14).map("".join))
+def test_line_breaks_around_a_document_of_tokens(tmp_path_factory, text):
+    """They go, as from a text, and the tokens that stay are those that we make of what is left; a blank document goes altogether."""
+    folder, normal = tmp_path_factory.mktemp("breaks"), normalized(text)
+    put(folder, "a", [BREAKS.encode_document("the end"), BREAKS.encode_document(text)])
+    found = list(TokenFiles(folder, BREAKS).tokenized())[1:]
+    assert [(d.text, d.ids.tolist()) for d in found] == [(normal, BREAKS.encode_document(normal))] * bool(text.strip())
+
+
+def test_token_files_for_validation_are_not_trained_on(tmp_path):
+    """Where a file for validation lies among the others, it is left out."""
+    for name in ("a", "b"):
+        put(tmp_path, name, [TOKENIZER.encode_document(name)])
+    assert list(TokenFiles(tmp_path, TOKENIZER, leave_out=tmp_path / "b.ds")) == ["a"]
+    with pytest.raises(CourseError, match="no .ds files to train on"):
+        TokenFiles(tmp_path / "b.ds", TOKENIZER, leave_out=tmp_path)
+
+
 def test_where_token_files_are(tmp_path):
     """A file, a folder, a glob; other files beside them are left alone; where there are none, a sentence."""
     files = [put(tmp_path / "tokens", name, [[1]]) for name in ("a", "b", "c")]

@@ -81,6 +81,7 @@ def test_every_command_reads_a_pipe_as_a_file(trained, tmp_path):
     for stage, (source, words) in commands.items():
         run = lambda path, name: fine(course(stage, "--input", path, *(str(word).format(name) for word in words), cwd=tmp_path))
         whole = run(source, "file")
+        assert stage != "tokenizer" or next_words(whole)[2] == str(source)
         piped = through_a_pipe(source.read_bytes(), lambda path: run(path, "pipe"))
         if stage == "eval":
             assert whole.splitlines()[1:] == piped.splitlines()[1:] and number("documents", piped) == 9
@@ -95,8 +96,8 @@ def test_training_and_evaluation_measure_the_same_documents(trained, tmp_path):
     "A hundred texts, whose files end in a line break, in none and in three, give the same shards, and the same figures."
     model, figures, shards = trained / "artifacts/tokenizer/llm_spm.model", [], []
     for end in ("\n", "", "\r\n\r\n\n"):
-        for i, tale in enumerate(TALES[:100]):
-            put(tmp_path / f"{len(end)}" / f"{i:03d}.txt", tale.replace(". ", ".\r\n" if "\r" in end else ".\n", 1) + end)
+        for i, line in enumerate(LINES[:100]):
+            put(tmp_path / f"{len(end)}" / f"{i:03d}.txt", line.replace(" ", "\r\n" if "\r" in end else "\n", 1) + end)
         told = fine(course("eval", "--input", f"{len(end)}", "--ckpt", trained / "artifacts/checkpoints/latest", cwd=tmp_path))
         figures.append([line for line in told.splitlines()[1:] if "next" not in line])
         fine(course("prepare", "--input", f"{len(end)}", "--tok", model, "--seq_len", 16, "--out_dir", f"s{len(end)}", cwd=tmp_path))
@@ -145,6 +146,9 @@ def test_whose_val_txt_it_is(place):
     for source in ("mine/lines.txt", "mine", "mine/*", "mine/*.txt", "mine/**"):
         told = prepared(place, source=source)
         assert "Validation: mine/val.txt" in told and validated(place) == ["my own", "validation text"], source
+        learned = fine(course("tokenizer", "--input", source, "--vocab_size", 400, "--model_prefix", "t", cwd=place))
+        assert learned.splitlines()[0] == told.splitlines()[0]
+        assert ("for validation: 1 file" in told) == (source != "mine/lines.txt")
         assert trained_on(place) == LINES and not (place / "data/shards/val.txt").exists()
     told = prepared(place, "--val_fraction", 0.1)
     assert "mine/val.txt is not used" in told and set(validated(place)) <= set(LINES)
@@ -168,6 +172,8 @@ def test_what_we_made_of_texts_is_no_text(trained, place):
     shutil.copytree(trained / "artifacts/checkpoints", place / "mine/run", symlinks=True)
     shutil.copytree(trained / "artifacts/checkpoints/latest", place / "mine/deep/model")
     (place / "mine/deep/model/manifest.json").unlink()  # as in an export
+    told = fine(course("tokenizer", "--input", "mine", "--vocab_size", 400, "--force", cwd=place))
+    assert next_words(told) == ["prepare", "--input", "mine"]
     for left_out in ("2 other files", "3 other files"):
         told = prepared(place, "--out_dir", "mine/shards", source="mine")
         assert f"mine: every line is a document (0.0 MB); left out: {left_out} (shards or a model)" in told
@@ -277,7 +283,7 @@ class PowerCut(BaseException):
     "What stops a program here, as a failing machine does: nothing is cleaned up behind it."
 
 
-@pytest.mark.parametrize("moment", range(9))
+@pytest.mark.parametrize("moment", range(12))
 def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
     "Wherever an exchange stops, the file is in the folder, or in the old one that the next run puts back; and then all is clean."
     prepared(place, "--val_fraction", 0.1)
@@ -292,13 +298,12 @@ def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
             return real(*args, **options)
         return operation
 
-    for name in ("rename", "link", "rmdir", "unlink"):
-        monkeypatch.setattr(os, name, cut(getattr(os, name)))
-    monkeypatch.setattr(packing, "_restore", cut(packing._restore))
+    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (packing, "_restore"), (packing, "_clear")):
+        monkeypatch.setattr(module, name, cut(getattr(module, name)))
     try:
-        course("prepare", "--input", "mine/lines.txt", "--seq_len", 16, cwd=place)
+        assert course("prepare", "--input", "mine/lines.txt", "--seq_len", 16, cwd=place).code == 0 and moment == 11
     except PowerCut:
-        pass
+        assert len(done) == moment < 11
     monkeypatch.undo()
     there = [path for path in (shards / ".env", place / "data/.shards.old/.env") if path.exists()]
     assert there and there[0].read_text() == "SECRET=1"
@@ -337,6 +342,12 @@ def test_a_folder_of_somebody_else_is_left_alone(place, case):
         done = course(*words, cwd=place)
         assert done.code == 2 and "val.txt has been changed since this program wrote it" in done.lines[0]
         prepared(place, "--force")
+
+
+def test_shards_without_a_place():
+    "An empty path is refused by the function, too."
+    with pytest.raises(CourseError, match="empty"):
+        write_shards(LINES, TOKENIZER, "")
 
 
 def test_what_is_in_the_way_of_an_exchange_is_not_deleted(place):
@@ -384,7 +395,7 @@ def test_every_path_is_known_as_one():
     (["generate", "Once upon"], "Did you mean --prompt 'Once upon'?"), (["corpus", "extra"], "'extra' belongs to no flag."),
     (["corpus", "--seed", "-5"], "--seed"), (["tokenizer", "--model_prefix", "toks/"], "toks/llm_spm"),
     (["tokenizer", "--model_prefix", "toks/.model"], "toks/llm_spm"), (["tokenizer", "--model_prefix", ".."], "is a folder"),
-    (["prepare", "--val", "v", "--val_fraction", "0.1"], "leave one of them out"), (["prepare", "--val_fraction", "nan"], "--val_fraction"),
+    (["prepare", "--val", "v", "--val_fraction", "0.1"], "give one of them"), (["prepare", "--val_fraction", "nan"], "--val_fraction"),
     (["tokenizer", "--documents", "paragraph"], "Did you mean 'blank'?"), (["generate", "--prompt", "\udce9"], "Unicode")])
 def test_words_that_cannot_be_meant(tmp_path, words, told):
     "One sentence, which says what would do; nothing is written."
