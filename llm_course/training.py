@@ -6,25 +6,27 @@
 __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX_SKIPPED', 'CHECKPOINT_FILES', 'FORMAT', 'COUNTS',
            'MAX_SEQ_LEN', 'Sampler', 'TIMED_STEPS', 'SPARE', 'orthogonalised', 'Muon', 'TrainingConfig', 'Config',
            'read_json', 'from_text', 'of_kind', 'refuse_unknown', 'make_part', 'make_config', 'config_names',
-           'config_path', 'load_config', 'kind_of', 'make_optimizers', 'learning_rate', 'accumulate', 'pick_device',
-           'pick_precision', 'keep_memory', 'World', 'meeting_place', 'joined_world', 'Run', 'open_shards', 'start_run',
-           'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate',
-           'first_not_finite', 'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes',
-           'write_synced', 'write_folder', 'sweep', 'make_manifest', 'facts', 'machine', 'save_checkpoint', 'prune',
-           'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged',
-           'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of',
-           'load_weights', 'read_weights', 'check_size', 'weight_files', 'config_changes', 'named_in',
-           'load_trainer_state', 'fits_run', 'resume_run', 'listed', 'set_aside', 'claimed', 'locked', 'read_log',
-           'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals', 'stop_early', 'save_or_say',
-           'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process', 'compiler_trouble', 'run_steps',
-           'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out', 'Stages', 'train_on_tales']
+           'config_path', 'load_config', 'kind_of', 'without_compiler', 'make_optimizers', 'learning_rate',
+           'accumulate', 'pick_device', 'pick_precision', 'keep_memory', 'World', 'meeting_place', 'joined_world',
+           'Run', 'open_shards', 'start_run', 'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients',
+           'next_batch', 'validate', 'first_not_finite', 'fault', 'checkpoint_files', 'model_files', 'json_bytes',
+           'trainer_state', 'torch_bytes', 'write_synced', 'write_folder', 'sweep', 'make_manifest', 'facts', 'machine',
+           'save_checkpoint', 'prune', 'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest',
+           'verify_file', 'damaged', 'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'from_elsewhere',
+           'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights', 'check_size', 'weight_files',
+           'config_changes', 'named_in', 'load_trainer_state', 'fits_run', 'resume_run', 'listed', 'set_aside',
+           'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals',
+           'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process',
+           'compiler_trouble', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out',
+           'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
-import ctypes, errno, gc, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
+import ctypes, errno, gc, inspect, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from io import BytesIO
@@ -249,6 +251,15 @@ def kind_of(name: str) -> str:
     if "embed_tokens" in name or "lm_head" in name: return "table"
     return "gain" if "norm" in name else "matrix"
 
+@cache
+def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer, without the wrappers by which torch hides its methods from torch.compile.
+
+    They import the compiler, which takes as long as all the rest of torch; and nothing here compiles an optimizer."""
+    hidden = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in hidden}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
 def make_optimizers(model: nn.Module, training: TrainingConfig, precision: torch.dtype = torch.float32) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) and, if `muon_lr` asks for it, Muon for the matrices of the blocks.
 
@@ -256,10 +267,11 @@ def make_optimizers(model: nn.Module, training: TrainingConfig, precision: torch
     scales = {"gain": 1.0, "table": training.table_lr, "matrix": training.muon_lr or 1.0}
     groups = {kind: {"params": [p for name, p in model.named_parameters() if kind_of(name) == kind], "kind": kind, "scale": scale,
                      "weight_decay": training.weight_decay if kind == "matrix" else 0.0} for kind, scale in scales.items()}
-    muon = [Muon([groups.pop("matrix")], momentum=training.muon_momentum, dtype=precision)] if training.muon_lr else []
+    muon = [without_compiler(Muon)([groups.pop("matrix")], momentum=training.muon_momentum, dtype=precision)] if training.muon_lr else []
     fused = next(model.parameters()).device.type in ("cpu", "cuda")   # one pass over the memory instead of a dozen
     betas = (training.beta1, training.beta2)
-    return [torch.optim.AdamW(list(groups.values()), lr=training.lr, betas=betas, eps=training.eps, fused=fused), *muon]
+    adamw = without_compiler(torch.optim.AdamW)(list(groups.values()), lr=training.lr, betas=betas, eps=training.eps, fused=fused)
+    return [adamw, *muon]
 
 # %% ../nbs/06_training.ipynb #bd9f453c
 def learning_rate(step: int, training: TrainingConfig) -> float:
