@@ -14,11 +14,11 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'MAX
            'save_checkpoint', 'prune', 'point_latest', 'remove', 'step_folders', 'newest_checkpoint', 'read_manifest',
            'verify_file', 'damaged', 'check_tokenizer', 'Checkpoint', 'find_checkpoint', 'from_elsewhere',
            'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights', 'check_size', 'weight_files',
-           'config_changes', 'named_in', 'load_trainer_state', 'fits_run', 'resume_run', 'listed', 'set_aside',
-           'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'noted_signals',
-           'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits', 'rehearse', 'lost_process',
-           'compiler_trouble', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'prepare_out',
-           'Stages', 'train_on_tales']
+           'config_changes', 'named_in', 'load_trainer_state', 'fits_run', 'with_progress', 'position', 'resume_run',
+           'listed', 'set_aside', 'claimed', 'locked', 'read_log', 'spikes', 'LogFile', 'Reporter', 'Result', 'look',
+           'noted_signals', 'stop_early', 'save_or_say', 'step_that_fits', 'what_fits', 'fits', 'rehearse',
+           'lost_process', 'compiler_trouble', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere',
+           'prepare_out', 'Stages', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, inspect, json, math, os, pickletools, platform, re, shutil, signal, sys, threading, time
@@ -401,6 +401,8 @@ class Run:
     commands: list[str] = field(default_factory=list)   # what was typed to start it, and to go on in another way
     origin: dict[str, str | None] | None = None   # what its weights began as, if not at random: name and sha256
     step: int = 0                        # steps done
+    sequences: int = 0                   # sequences behind them in the order of the data
+    tokens: float = 0.0                  # tokens in those: on average, where sequences differ in length
     skipped: int = 0                     # of them, those whose loss or gradient was no number: nothing was learned
     in_a_row: int = 0                    # skipped ones since the last that was not
     usual_loss: float = math.nan         # the mean of the last hundred losses or so
@@ -509,7 +511,7 @@ def train_step(run: Run) -> tuple[float, float]:
         for group in optimizer.param_groups: group["lr"] = rate * group["scale"]
         if sound: optimizer.step()
         optimizer.zero_grad()
-    run.step += 1
+    run.step, run.sequences, run.tokens = run.step + 1, run.sequences + training.batch_size, run.tokens + run.tokens_per_step
     run.skipped, run.in_a_row = run.skipped + (not sound), 0 if sound else run.in_a_row + 1
     return loss, norm
 
@@ -522,7 +524,7 @@ def clip_gradients(model: nn.Module, longest: float) -> float:
 def next_batch(run: Run) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the next step, this process's share of them: each (B, T) token ids."""
     training, world = run.config.training, run.world
-    batch = get_batch(run.shards, run.step, training.batch_size, training.seed, world.rank, world.size)
+    batch = get_batch(run.shards, run.step, training.batch_size, training.seed, world.rank, world.size, run.sequences)
     return tuple(torch.as_tensor(ids, device=run.device) for ids in batch)
 
 @torch.no_grad()
@@ -554,9 +556,10 @@ def first_not_finite(run: Run, x: Tensor, y: Tensor) -> str | None:
 
 def fault(run: Run, last_good: Path | None) -> CourseError:
     """Why a run that skipped too many steps in a row stops: the step, the batch's documents, the part that went bad."""
-    training, run.step = run.config.training, run.step - 1
+    training = run.config.training
+    run.step, run.sequences = run.step - 1, run.sequences - training.batch_size   # the batch of the last step, once more
     where = next(filter(None, run.world.gathered(first_not_finite(run, *next_batch(run)))), "nothing that happens twice")
-    rows = batch_indices(len(run.shards), training.batch_size, training.seed, run.step)
+    rows = batch_indices(len(run.shards), training.batch_size, training.seed, run.step, run.sequences)
     documents = sorted({j for i in rows for j in run.shards.documents_in(int(i))})
     shown = ", ".join(map(str, documents[:10])) + (", …" if len(documents) > 10 else "")
     return CourseError(f"{MAX_SKIPPED} steps in a row had no finite loss or gradient, up to step {run.step + 1}. First to go bad is"
@@ -586,7 +589,7 @@ def json_bytes(value: dict) -> bytes:
     """`value` as a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
-COUNTS = ("step", "max_steps", "skipped", "in_a_row", "usual_loss", "usual_error")   # the numbers that a run carries along
+COUNTS = ("step", "sequences", "tokens", "max_steps", "skipped", "in_a_row", "usual_loss", "usual_error")   # what a run carries along
 
 def trainer_state(run: Run) -> dict:
     """What a resumed run needs beside the weights, in types that torch.load reads with weights_only=True."""
@@ -638,7 +641,7 @@ def facts(run: Run) -> dict:
     """What a reader of the model will ask: how it was made, from how much text, and how much of that it has seen."""
     counts = lambda shards: {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")}
     data = {split: counts(shards) for split, shards in run.shards.manifest.splits.items()}
-    return {"commands": run.commands, "init_from": run.origin, "data": data, "tokens": round(run.step * run.tokens_per_step),
+    return {"commands": run.commands, "init_from": run.origin, "data": data, "sequences": run.sequences, "tokens": round(run.tokens),
             "parameters": run.config.model.n_params, "machine": machine(run)}
 
 def machine(run: Run) -> dict[str, object]:
@@ -865,6 +868,7 @@ def fits_run(state: Mapping, run: Run) -> bool:
 
     What has quite another form raises whatever it leads to."""
     right = [type(state[name]) is type(getattr(run, name)) for name in COUNTS] + [0 <= state["step"] <= state["max_steps"]]
+    right += [0 <= state[name] < 2**62 for name in ("sequences", "tokens")]
     for optimizer, saved in zip(run.optimizers, state["optimizers"], strict=True):
         ours = [p for group in optimizer.param_groups for p in group["params"]]
         right += [sorted(saved["state"]) in ([], list(range(len(ours))))]
@@ -875,37 +879,54 @@ def fits_run(state: Mapping, run: Run) -> bool:
     torch.Generator().set_state(state["random"]["cpu"])   # a RuntimeError, where these are no random numbers' state
     return all(right)
 
+def with_progress(state: Mapping, run: Mapping, config: Config) -> dict:
+    """The state of a saved run with its progress in the data: for a checkpoint that has none, what its own config gives."""
+    sequences = state["step"] * config.training.batch_size
+    return {"sequences": sequences, "tokens": float(run.get("tokens", sequences * config.model.seq_len)), **state}
+
+def position(run: Run, sequences: int, config: Config) -> int:
+    """Where `run` goes on in its data, after so many sequences of another config: as many tokens on."""
+    cuts = [(each.model.seq_len, each.training.align) for each in (config, run.config)]
+    if cuts[0] == cuts[1]: return sequences
+    theirs = Shards(run.shards.folder, "train", *cuts[0])
+    return round(sequences * (theirs.mean_length if len(theirs) else theirs.seq_len) / run.shards.mean_length)
+
 def resume_run(run: Run, folder: Path, say: Callable[[str], object] = print) -> None:
     """Put `run` where the run that saved `folder` was: the same next step, bit for bit."""
     manifest = read_manifest(folder)
     check_tokenizer(run.tokenizer, Tokenizer.load(folder), "The tokenizer of the shards", folder)
-    changes = config_changes(manifest["config"], asdict(run.config))
+    before, changes = make_config(manifest["config"], f"{folder}/manifest.json"), config_changes(manifest["config"], asdict(run.config))
     load_weights(run.model, folder)
     state = load_trainer_state(folder)
     try:
+        state = with_progress(state, manifest["run"], before)
         groups = lambda optimizer: [len(group["params"]) for group in optimizer["param_groups"]]
         mine, theirs = [groups(each.state_dict()) for each in run.optimizers], [groups(each) for each in state["optimizers"]]
         sound = mine != theirs or fits_run(state, run)
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
         raise damaged(folder / "trainer.pt") from error
     if mine != theirs:
         raise CourseError(f"{folder} was trained with another optimizer: resume with its muon_lr, or begin in another --out.")
     if not sound: raise damaged(folder / "trainer.pt")
     for optimizer, saved in zip(run.optimizers, state["optimizers"]):   # what it remembers; the settings are the config's
         optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-    run.origin, before = manifest["run"].get("init_from"), list(manifest["run"].get("commands") or [])
-    run.commands = before + [command for command in run.commands if command not in before[-1:]]
+    run.origin, earlier = manifest["run"].get("init_from"), list(manifest["run"].get("commands") or [])
+    run.commands = earlier + [command for command in run.commands if command not in earlier[-1:]]
     for name in COUNTS:
         if name != "max_steps" or not {"max_steps", "max_minutes"} & changes.keys(): setattr(run, name, state[name])
+    run.sequences = position(run, state["sequences"], before)
     torch.set_rng_state(state["random"]["cpu"])
     if "cuda" in state["random"] and run.device.type == "cuda": torch.cuda.set_rng_state(state["random"]["cuda"], run.device)
-    say(f"Resuming {folder} at step {run.step:,} of {run.max_steps:,}.")
+    if run.step > run.max_steps:
+        say(f"{folder} has {run.step:,} steps behind it, and max_steps is {run.max_steps:,}: there is nothing left to train.")
+    else:
+        say(f"Resuming {folder} at step {run.step:,} of {run.max_steps:,}.")
     if changes: say("Changed since: " + listed(changes) + ".")
     text = manifest["run"].get("data")
     if text and (other := config_changes({"train": text["train"]}, {"train": facts(run)["data"]["train"]})):
         say(f"The shards hold another text than before: {listed(other)}.")
-    before = dict(manifest["run"].get("machine") or {})
-    if differs := {name: (before.get(name), now) for name, now in machine(run).items() if before.get(name) != now}:
+    there = dict(manifest["run"].get("machine") or {})
+    if differs := {name: (there.get(name), now) for name, now in machine(run).items() if there.get(name) != now}:
         say(f"The same to within rounding, not to the bit: {listed(differs)}.")
     elif run.config.training.compile and run.device.type == "cpu" and torch.get_num_threads() > 1:
         say("A compiled step on several threads is not the same to the bit each time: OMP_NUM_THREADS=1 makes it so.")
@@ -1015,8 +1036,9 @@ class Reporter:
     def cut_log(self, path: Path) -> None:
         """Keep of an old log what was known when the checkpoint was saved; what came after the save will come again."""
         old = read_log(path) if path.exists() and self.run.step else []
+        again = {"val_loss", "sample"} if self.run.step <= self.run.max_steps else set()   # else there is no step after which to look
         kept = [entry for entry in old if entry["step"] < self.run.step or
-                (entry["step"] == self.run.step and not {"val_loss", "sample"} & entry.keys())]
+                (entry["step"] == self.run.step and not again & entry.keys())]
         for entry in kept: self.last.update(entry)
         with atomic_write(path, "w") as file: file.writelines(json.dumps(entry) + "\n" for entry in kept)
 
@@ -1040,7 +1062,7 @@ class Reporter:
             self.write(spike=loss, usual_loss=self.run.usual_loss)
         if self.run.step == 1 or self.run.due(training.log_every):
             lr = self.run.optimizers[0].param_groups[0]["lr"]
-            self.write(loss=loss, lr=lr, grad_norm=norm, tokens=round(self.run.step * tokens), tokens_per_second=round(speed))
+            self.write(loss=loss, lr=lr, grad_norm=norm, tokens=round(self.run.tokens), tokens_per_second=round(speed))
             self.unlogged.clear()
 
     def tell(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
 import contextlib
 import copy
+import hashlib
 import json
 import math
 import os
@@ -22,12 +23,12 @@ from safetensors.torch import load_file
 
 from llm_course import training
 from llm_course.corpus import CourseError, write_tales
-from llm_course.packing import Shards, batch_indices, write_shards
+from llm_course.packing import Shards, batch_indices, sealed, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, clip_gradients, config_changes, find_checkpoint,
-                                 first_not_finite, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch, orthogonalised, pick_device,
-                                 pick_precision, point_latest, prune, read_log, spikes, start_run, step_folders, train,
-                                 train_on_tales, train_step, trainer_state)
+                                 first_not_finite, json_bytes, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch,
+                                 orthogonalised, pick_device, pick_precision, point_latest, prune, read_log, resume_run, spikes,
+                                 start_run, step_folders, torch_bytes, train, train_on_tales, train_step, trainer_state)
 
 CPU = torch.device("cpu")
 
@@ -144,6 +145,53 @@ def test_resume_says_what_has_changed(shards, tmp_path):
     result = run_quietly(tiny(shards, max_steps=4, lr=1e-4), shards, tmp_path, resume=True, say=said.append)
     assert result.steps == 4
     assert [line for line in said if "max_steps 2 → 4" in line and "lr 0.003 → 0.0001" in line]
+
+
+def without_progress(folder: Path) -> None:
+    """Make a checkpoint what it was before there was a record of what was consumed."""
+    state = torch.load(folder / "trainer.pt", weights_only=True)
+    data = torch_bytes({name: value for name, value in state.items() if name not in ("sequences", "tokens")})
+    (folder / "trainer.pt").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["trainer.pt"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    del manifest["run"]["sequences"]
+    (folder / "manifest.json").write_bytes(json_bytes(sealed(manifest)))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "an older checkpoint"])
+@pytest.mark.parametrize("changed, position, tokens", [
+    ({}, 24, 3 * 512),
+    ({"batch_size": 2}, 24, 3 * 128),
+    ({"batch_size": 32}, 24, 3 * 2048),
+    ({"seq_len": 16}, 96, 3 * 128),
+    ({"seq_len": 16, "batch_size": 24}, 96, 3 * 384),
+], ids=str)
+def test_progress_is_what_was_consumed(changed, position, tokens, older, shards, tmp_path):
+    """Three steps of 8 × 64 tokens, then three in another way: no token counts twice, no sequence comes twice, wherever one looks."""
+    run_quietly(tiny(shards, max_steps=3, batch_size=8, seq_len=64), shards, tmp_path)
+    if older: without_progress(tmp_path / "step-000003")
+    config = tiny(shards, **{"max_steps": 6, "batch_size": 8, "seq_len": 64, **changed})
+    run = start_run(config, shards, CPU, say=quiet)
+    resume_run(run, tmp_path / "step-000003", quiet)
+    order = np.concatenate([batch_indices(len(run.shards), 1, 0, position + i) for i in range(config.training.batch_size)])
+    np.testing.assert_array_equal(next_batch(run)[0], np.stack([run.shards[int(i)][:-1] for i in order]))
+    result = run_quietly(config, shards, tmp_path, resume=True)
+    noted = json.loads((result.checkpoint / "manifest.json").read_text())["run"]
+    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
+    consumed = (position + 3 * config.training.batch_size, 3 * 512 + tokens)
+    assert consumed == (noted["sequences"], noted["tokens"]) == (state["sequences"], state["tokens"])
+    counted = [entry["tokens"] for entry in read_log(tmp_path) if "tokens" in entry]
+    assert result.tokens == consumed[1] and counted == [512, 1024, 1536, *(1536 + tokens * i // 3 for i in (1, 2, 3))]
+
+
+def test_a_run_that_has_more_steps_than_it_should(shards, tmp_path):
+    """It is left as it is, which one sentence says, and its last validation loss is still known."""
+    whole = run_quietly(tiny(shards, max_steps=4), shards, tmp_path)
+    before, said = (tmp_path / "log.jsonl").read_bytes(), []
+    result = run_quietly(tiny(shards, max_steps=2), shards, tmp_path, resume=True, say=said.append)
+    assert any("has 4 steps behind it, and max_steps is 2: there is nothing left to train" in line for line in said)
+    assert (result.steps, result.tokens, result.loss, result.val_loss) == (4, whole.tokens, whole.loss, whole.val_loss)
+    assert (tmp_path / "log.jsonl").read_bytes() == before and result.checkpoint == whole.checkpoint
 
 
 def test_resume_says_that_the_text_is_another(shards, tmp_path):
