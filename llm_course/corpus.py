@@ -9,11 +9,13 @@ __all__ = ['OF_THE_HERO', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'LARGEST', '
            'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale',
            'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'within', 'read_whole', 'lines_of', 'each_line',
            'each_paragraph', 'whole_file', 'between', 'opened', 'detect_format', 'find_texts', 'Corpus', 'json_text',
-           'held_out', 'sync_folder', 'check_replaceable', 'atomic_write', 'signals_wait', 'write_tales_corpus',
-           'file_sha256', 'file_size', 'fetch_rest', 'fetch_all', 'download']
+           'held_out', 'sync_folder', 'check_replaceable', 'atomic_write', 'signals_wait', 'MessageStream',
+           'message_stream', 'print_message', 'write_tales_corpus', 'file_sha256', 'file_size', 'fetch_rest',
+           'fetch_all', 'download']
 
 # %% ../nbs/01_corpus.ipynb #62dae905
 import difflib
+import errno
 import glob
 import hashlib
 import http.client
@@ -22,6 +24,7 @@ import math
 import os
 import re
 import signal
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -248,8 +251,9 @@ class CourseError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     "` Did you mean 'x'?` for the nearest of the `known` names, or nothing when none is near."
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_letters = {each.casefold(): each for each in known}  # TINY is near to tiny
+    near = difflib.get_close_matches(name.casefold(), by_letters, n=1)
+    return f" Did you mean {by_letters[near[0]]!r}?" if near else ""
 
 # %% ../nbs/01_corpus.ipynb #61d884d7
 class Grammar:
@@ -1174,6 +1178,90 @@ def signals_wait(*numbers: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+# %% ../nbs/01_corpus.ipynb #said0002
+class MessageStream:
+    """`sys.stdout` or `sys.stderr`, as `name` says, for messages. Where they cannot be written, that is said once on stderr, and none is raised.
+
+    `required`: what is written is what the user asked for, so the program ends, as others do whose reader is gone: with a status that is not 0."""
+
+    def __init__(self, name: str, required: bool = False) -> None:
+        self.name, self.required, self.stream, self.lost = name, required, getattr(sys, name), False
+
+    def __getattr__(self, name: str) -> object:
+        if self.stream is None and name in ("encoding", "errors"):
+            return {"encoding": "utf-8", "errors": "replace"}[name]
+        if self.stream is None or name == "buffer":  # which would be a way round this class
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self.stream  # a progress bar asks whether both write to one terminal
+
+    __hash__ = object.__hash__
+
+    def isatty(self) -> bool:
+        "Whether a person sits in front of it."
+        return not self.lost and self.stream is not None and self.stream.isatty()
+
+    def write(self, text: str) -> int:
+        "Write `text`, or nothing; a character that the stream does not know becomes a question mark."
+        if not isinstance(text, str):
+            raise TypeError(f"a text is written, not {type(text).__name__}")
+        try:
+            self.attempt("write", text)
+        except UnicodeEncodeError:
+            self.attempt("write", text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        "Let what was written be read."
+        self.attempt("flush")
+
+    def attempt(self, method: str, *args: str) -> None:
+        "Call a method of the stream, if it still has readers."
+        if self.lost:
+            return
+        try:
+            if self.stream is None:
+                raise OSError(errno.EBADF, "it is closed")
+            getattr(self.stream, method)(*args)
+        except UnicodeError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            self.lose(error)
+
+    def lose(self, error: Exception) -> None:
+        "From now on be silent, after a last sentence."
+        self.lost = True
+        with suppress(OSError, ValueError, AttributeError):
+            if self.stream.fileno() in (1, 2):  # what waits in its buffer would fail again when Python ends
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
+        gone = self.stream is None or getattr(error, "errno", None) == errno.EPIPE
+        if self.name == "stdout" and not (self.required and gone):
+            rest = "" if self.required else " The work goes on, and nothing more is said there."
+            print(f"Standard output cannot be written: {getattr(error, 'strerror', None) or error}.{rest}", file=message_stream("stderr"), flush=True)
+        if self.required:
+            raise SystemExit(1 if gone else 2)
+
+
+_streams: dict[str, MessageStream] = {}
+
+
+def message_stream(name: str) -> MessageStream:
+    "`sys.stdout` or `sys.stderr`, for messages: always the same MessageStream as long as the stream is the same."
+    current = getattr(sys, name)
+    if isinstance(current, MessageStream):
+        return current
+    if name not in _streams or _streams[name].stream is not current:
+        _streams[name] = MessageStream(name)
+    return _streams[name]
+
+
+def print_message(text: object = "") -> None:
+    "Print a line for people, at once. That nobody can read it ends no work."
+    print(text, file=message_stream("stdout"), flush=True)
 
 # %% ../nbs/01_corpus.ipynb #4f934879
 def write_tales_corpus(
