@@ -195,9 +195,10 @@ class _ShardWriter:
         """Finish the shard, if there is one, and make ready for the next."""
         if self.file is None:
             return
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with self.file as file:
+            self.file = None  # an interrupt in what follows must not lead here again
+            file.flush()
+            os.fsync(file.fileno())
         write_index(self.path.with_suffix(".idx"), self.lengths, self.dtype.itemsize)
         write_ends(f"{self.path}.index", self.lengths)
         indexes = (file_sha256(path) for path in (self.path.with_suffix(".idx"), f"{self.path}.index"))
@@ -365,7 +366,7 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 @contextmanager
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `CourseError` when one of these is killed."""
-    most = 61 if os.name == "nt" else number  # Windows waits for no more
+    most = 61 if os.name == "nt" else 1024  # Windows waits for no more
     pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
 
     def give(documents: list[str]) -> Future:

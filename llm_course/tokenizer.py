@@ -291,7 +291,8 @@ def train_tokenizer(
     texts = sample(_trainable(documents), sample_bytes, say)
     if not texts:
         raise CourseError(_NO_TEXT)
-    tokenizer = Tokenizer(_train(texts, vocab_size))
+    possible = 258 + 2 * sum(map(len, texts))  # no more characters and merges than that, and the trainer would count up to any number
+    tokenizer = Tokenizer(_train(texts, min(vocab_size, possible)))
     if (largest := tokenizer.vocab_size) < vocab_size:
         message = f"A vocabulary of {vocab_size:,} is too large for this corpus: the largest that it supports is {largest:,}."
         if strict:
