@@ -10,7 +10,7 @@ newest := .cache/newest
 constraints := $(wildcard .ci/constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow test-gpu test-older test-newest test-llama torture fuzz clean
+.PHONY: help demo test lab mine export check notebooks test-slow test-gpu test-older test-newest test-llama torture fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s  %s\n", $$1, $$2}' Makefile
@@ -22,8 +22,21 @@ test: $(ready) ## every notebook, then every quick test
 	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
 	LLM_COURSE_PROGRAMS=all "$(bin)/python" -m pytest -n auto --dist loadfile -m "not slow and not llama"
 
-lab: $(ready) ## open the course in JupyterLab
-	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+# JupyterLab refuses to run as root, as one is in many containers, unless it is told that this is meant.
+COURSE ?= nbs
+as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(ready) ## open the course in JupyterLab; `make lab COURSE=mine` opens your copy
+	@[ -e "$(COURSE)/index.ipynb" ] || { echo "There is no $(COURSE)/index.ipynb. For a copy of your own: make mine"; exit 1; }
+	"$(bin)/jupyter" lab $(as_root) --ServerApp.root_dir=. "--LabApp.default_url=/lab/tree/$(COURSE)/index.ipynb"
+
+mine: ## copy the notebooks to mine/, where git leaves your answers alone; what lies there stays as it is
+	@mkdir -p mine/.originals
+	@for file in nbs/*.ipynb; do name="$${file##*/}"; \
+	  if [ ! -e "mine/$$name" ] && [ ! -L "mine/$$name" ]; then \
+	    cp "$$file" "mine/.originals/$$name" && cp "$$file" "mine/$$name" && echo "  mine/$$name" || exit 1; \
+	  elif [ -e "mine/.originals/$$name" ] && ! cmp -s "$$file" "mine/.originals/$$name"; then \
+	    echo "  mine/$$name stays as it is, and nbs/ has a newer version: rename yours and run \`make mine\` again to get it"; fi; done
+	@echo "Your copy of the course is in mine/. Open it: make lab COURSE=mine"
 
 export: $(ready) ## write llm_course/ from nbs/
 	"$(bin)/nbdev_export"

@@ -335,6 +335,10 @@ def causal_attention(
 
     The T queries are the last T of the S positions that have keys. Each of the K key heads serves H / K query heads.
     """
+    # FlashAttention (Flash-Attn): on a GPU PyTorch's scaled_dot_product_attention already picks the fastest kernel that takes these
+    # arguments: FlashAttention-2 or cuDNN's for half precision without a mask (as in training, is_causal), memory-efficient for
+    # fp32 or a mask, else the plain formula ("math"). To see which one ran: torch.profiler (aten::_scaled_dot_product_flash_attention
+    # and its like); to allow one alone: torch.nn.attention.sdpa_kernel. A package of its own (flash-attn: B T H D) would be called here.
     T, S = q.shape[2], k.shape[2]
     if T == S and blocks_pay(q.device, T) and q.requires_grad and torch.is_grad_enabled():
         return attention_in_blocks(q, k, v)

@@ -6,14 +6,15 @@
 __all__ = ['STOPPING', 'MAKERS', 'SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO',
            'LATEST', 'FORMS', 'MOST_HELD', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'CAREFUL',
            'STORIES', 'ENOUGH', 'sentence', 'Stage', 'Computing', 'first_process', 'program', 'runnable', 'speak',
-           'cleaning_up', 'outliving_readers', 'Program', 'main', 'typed_command', 'next_command', 'table',
-           'reads_text', 'read_text', 'open_corpus', 'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories',
-           'write_tales', 'corpus', 'tokenizer', 'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation',
-           'open_tokens', 'packable', 'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments',
-           'describe_config', 'visible', 'sample', 'refuse_shape', 'train', 'only_the_demo', 'open_checkpoint',
-           'figures', 'evaluate', 'check_prompt', 'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history',
-           'typed_lines', 'chat', 'export', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'own_stories',
-           'show_stories', 'more_time', 'demo']
+           'columns', 'width', 'LineBreaker', 'fitted', 'copyable', 'show_command', 'cleaning_up', 'outliving_readers',
+           'Program', 'main', 'typed_command', 'next_command', 'table', 'reads_text', 'read_text', 'open_corpus',
+           'progress_bar', 'are_tales', 'is_tales_file', 'held_out_stories', 'write_tales', 'corpus', 'tokenizer',
+           'validation_path', 'trimmed', 'as_text', 'hold_out', 'validation', 'open_tokens', 'packable',
+           'useful_workers', 'prepare', 'config_fields', 'overrides', 'field_comments', 'describe_config', 'visible',
+           'sample', 'refuse_shape', 'train', 'only_the_demo', 'open_checkpoint', 'figures', 'evaluate', 'check_prompt',
+           'verdict', 'writes_text', 'generate', 'Chat', 'on_signal', 'history', 'typed_lines', 'fault_in_chat', 'chat',
+           'export', 'show_finding', 'doctor', 'show_plan', 'plan', 'draw_losses', 'show_results', 'own_stories',
+           'show_story', 'show_stories', 'more_time', 'demo']
 
 # %% ../nbs/99_cli.ipynb #2d0051cd
 import contextlib
@@ -28,6 +29,8 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from inspect import getsource
@@ -111,12 +114,97 @@ def program() -> str:
 
 def runnable(text: str) -> str:
     "A text whose commands of ours are as a shell finds them: `.venv/bin/llm-course train` for `llm-course train`."
-    return re.sub(rf"\bllm-course(?= ({'|'.join(main.commands)})\b)", lambda _: program(), text)
+    return re.sub(rf"(?<![\w./\\-])llm-course(?= ({'|'.join(main.commands)})\b)", lambda _: program(), text)
 
 
-def speak(line: str = "", err: bool = False) -> None:
-    "Print a line."
-    click.echo(runnable(line), err=err)
+def speak(text: str = "", err: bool = False, hang: int = 0) -> None:
+    "Print a text so that it fits the terminal; its further lines begin `hang` columns to the right."
+    click.echo(fitted(runnable(text), columns(sys.stderr if err else sys.stdout), hang), err=err)
+
+# %% ../nbs/99_cli.ipynb #wrp00002
+def columns(stream: object) -> int | None:
+    "How many columns a line may have on the terminal that `stream` is; None where it is none, so that nothing is wrapped."
+    with contextlib.suppress(AttributeError, ValueError):  # of these: there is no stream, it is closed
+        return max(shutil.get_terminal_size().columns - 1, 20) if stream.isatty() else None
+    return None
+
+
+def width(text: str) -> int:
+    "The columns that a text takes on a terminal, about: two for a wide character, none for what joins the one before it."
+    invisible = ("Mn", "Me", "Cf")
+    return sum(8 if c == "\t" else 0 if unicodedata.category(c) in invisible else 1 + (unicodedata.east_asian_width(c) in "WF")
+               for c in text)
+
+
+class LineBreaker:
+    "A text that comes in pieces, with line breaks in place of spaces so that no line has over `limit` columns (None: as it is)."
+
+    def __init__(self, limit: int | None, hang: int = 0):
+        self.limit, self.hang = limit, hang  # hang: the column where a line begins that we have broken
+        self.at, self.space, self.word, self.long = 0, "", "", False  # long: the word is longer than a line, and partly shown
+
+    def add(self, text: str) -> str:
+        "What can be shown after `text` has come."
+        return text if self.limit is None else "".join(map(self.add_character, text))
+
+    def add_character(self, c: str) -> str:
+        "What can be shown after a character has come."
+        if c.isspace() and c != "\xa0":
+            shown = self.rest() if self.word or c == "\n" else ""
+            if self.long:
+                self.at, self.long = self.limit, False  # it stands alone
+            if c == "\n":
+                self.at = 0
+                return shown + c
+            self.space += c
+            return shown
+        self.word += c
+        if self.at + width(self.space + self.word) <= self.limit and not self.long:
+            return ""
+        if self.at + width(self.space) > self.hang and not self.long:
+            self.at, self.space = self.hang, ""
+            return "\n" + " " * self.hang
+        self.long = True  # the terminal has to break it
+        return self.rest()
+
+    def rest(self) -> str:
+        "What has been kept back."
+        shown = self.space + self.word
+        self.at, self.space, self.word = self.at + width(shown), "", ""
+        return shown
+
+
+def fitted(text: str, limit: int | None, hang: int = 0) -> str:
+    "A text in lines of at most `limit` columns. A command stays one: in `backquotes` in a line, after `next: ` as `copyable` breaks it."
+    if text.startswith("next: "):
+        return copyable(text, limit)
+    whole = re.sub(r"`[^`\n]*`", lambda quoted: quoted[0].replace(" ", "\0"), text)
+    breaker = LineBreaker(limit, hang)
+    return (breaker.add(whole) + breaker.rest()).replace("\0", " ")
+
+# %% ../nbs/99_cli.ipynb #wrp00005
+def copyable(command: str, limit: int | None, indent: int = 0) -> str:
+    "A command that begins at column `indent`, broken before flags into lines of at most `limit` columns, which a shell reads as one."
+    if limit is None or indent + width(command) <= limit:
+        return command
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+|['"]""", command)
+    parts, lines, on = [words[0]], [], " `" if os.name == "nt" else " \\"
+    for word in words[1:]:
+        if word.startswith("-"):
+            parts.append(word)
+        else:
+            parts[-1] += f" {word}"
+    for part in parts:
+        if lines and indent + 2 + width(f"{lines[-1]} {part}{on}") <= limit:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return f"{on}\n{' ' * (indent + 2)}".join(lines)
+
+
+def show_command(command: str, indent: int = 0) -> None:
+    "Print a command from column `indent` on, as it can be copied."
+    click.echo(" " * indent + copyable(runnable(command), columns(sys.stdout), indent))
 
 # %% ../nbs/99_cli.ipynb #90a1ede2
 @contextlib.contextmanager
@@ -182,7 +270,8 @@ class Program(click.Group):
             except click.ClickException as error:
                 where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
                 if words[:1] != ["train"] or first_process():
-                    click.echo(f"{where}: {runnable(' '.join(error.format_message().split()))}", err=True)
+                    told = f"{where}: {runnable(' '.join(error.format_message().split()))}"
+                    click.echo(fitted(told, columns(sys.stderr)), err=True)
                 sys.exit(2)
             except click.Abort:
                 sys.exit(130)
@@ -219,15 +308,17 @@ def next_command(stage: str, **flags: object) -> str:
     "The command of a stage, with those of `flags` alone whose values are not the stage's defaults."
     known = {option.name: option for option in main.commands[stage].params}
     given = [f"{known[name].opts[0]} {shlex.quote(str(value))}" for name, value in flags.items() if value != known[name].default]
-    return " ".join(["next:", program(), stage, *given])
+    return " ".join(["next: llm-course", stage, *given])
 
 # %% ../nbs/99_cli.ipynb #fb8f4aca
-def table(rows: dict[str, object]) -> str:
-    "Two aligned columns: whole numbers get thousands separators, other numbers four significant figures."
+def table(rows: dict[str, object], limit: int | None = None) -> str:
+    """Two aligned columns: whole numbers get thousands separators, other numbers four significant figures.
+
+    No line has over `limit` columns; what does not fit goes on under itself."""
     shown = {int: "{:,}", float: "{:,.4g}"}
     cells = {name: shown.get(type(value), "{}").format(value) for name, value in rows.items()}
     left = max(map(len, cells))
-    return "\n".join(f"  {name:<{left}}  {cell}" for name, cell in cells.items())
+    return "\n".join(fitted(f"  {name:<{left}}  {cell}", limit, hang=left + 4) for name, cell in cells.items())
 
 # %% ../nbs/99_cli.ipynb #9289567c
 FORMS = ["auto", "line", "blank", "file", "jsonl"]
@@ -290,13 +381,13 @@ def held_out_stories(stories: int) -> int:
 
 # %% ../nbs/99_cli.ipynb #76bcc625
 def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False) -> None:
-    "Write corpus.txt and val.txt to `folder`; a text of the user's own there is written over only with `force`."
-    from llm_course.corpus import CourseError, write_tales_corpus
-    for path in (Path(folder) / "corpus.txt", Path(folder) / "val.txt"):
-        if path.exists() and not force and not is_tales_file(path):
-            raise CourseError(f"{path} holds a text of your own: move it away, or write over it with `llm-course corpus --force`.")
+    "Write corpus.txt and val.txt to `folder`; what is not ours there is replaced only with `force`."
+    from llm_course.corpus import check_ours, write_tales_corpus
+    for name in ("corpus.txt", "val.txt"):
+        check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
     click.echo(f"Writing {stories:,} tales.")
-    for path in write_tales_corpus(folder, n_train=stories, n_val=held_out_stories(stories), seed=seed):
+    n_val = held_out_stories(stories)
+    for path in write_tales_corpus(folder, n_train=stories, n_val=n_val, seed=seed, force=force):
         click.echo(f"  {path}  {path.stat().st_size:,} bytes")
 
 # %% ../nbs/99_cli.ipynb #0579cf23
@@ -304,14 +395,14 @@ def write_tales(folder: str | Path, stories: int = 30_000, seed: int = 0, force:
 @click.option("--folder", default="data/raw", help="Where corpus.txt and val.txt go.")
 @click.option("--stories", type=click.IntRange(min=1), default=30_000, help="Stories to train on.")
 @click.option("--seed", default=0, help="Another seed, other stories.")
-@click.option("--force", is_flag=True, help="Write over a text of your own.")
+@click.option("--force", is_flag=True, help="Replace a corpus.txt or val.txt of your own.")
 def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     "Write the built-in tales: stories whose entropy is known."
     from llm_course.corpus import tale_entropy
     write_tales(folder, stories, seed, force)
     entropy = tale_entropy()
     click.echo(f"Their entropy, the floor under any model: {entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte")
-    click.echo(next_command("tokenizer", source=f"{folder}/corpus.txt"))
+    speak(next_command("tokenizer", source=f"{folder}/corpus.txt"))
 
 # %% ../nbs/99_cli.ipynb #3d1abac6
 @main.command()
@@ -319,18 +410,23 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
 @click.option("--model_prefix", default=PREFIX, help="Where the tokenizer goes: this name and .model.")
 @click.option("--vocab_size", type=click.IntRange(min=0), default=32_000, help="Pieces in the vocabulary (0: characters).")
 @click.option("--strict", is_flag=True, help="A corpus too small for the vocabulary is an error.")
+@click.option("--force", is_flag=True, help="Replace a file of your own.")
 @reads_text
-def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, documents: str, errors: str) -> None:
+def tokenizer(source: str, model_prefix: str, vocab_size: int, strict: bool, force: bool, documents: str,
+              errors: str) -> None:
     "Learn a vocabulary of byte pairs from a text."
+    from llm_course.corpus import check_ours, write_ours
     from llm_course.tokenizer import train_tokenizer
     path = f"{model_prefix.removesuffix('.model')}.model"
+    check_ours(path, force)
     corpus = open_corpus(source, documents, errors)
     with progress_bar(corpus, "reading") as move:
         watched = (d for d in corpus if not move(len(d.encode("utf-8", "surrogatepass"))))
         learned = train_tokenizer(watched, vocab_size, strict=strict)
-    learned.save(path)
-    click.echo(table({"vocabulary": learned.vocab_size, "file": path}))
-    click.echo(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
+    with write_ours(path, what="a tokenizer", force=force) as file:
+        file.write(learned.model)
+    click.echo(table({"vocabulary": learned.vocab_size, "file": path}, columns(sys.stdout)))
+    speak(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
 # %% ../nbs/99_cli.ipynb #95675b20
 def validation_path(source: str) -> Path:
@@ -444,7 +540,7 @@ def prepare(source: str, tok: str, seq_len: int, shard_tokens: int, out_dir: str
         sums = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
         columns = [f"{split:<5}", *(f"{total:>14,} {name}" for name, total in sums.items()), f"in {len(shards)} shards"]
         click.echo("  " + "  ".join(columns))
-    click.echo(next_command("train", data=out_dir))
+    speak(next_command("train", data=out_dir))
 
 # %% ../nbs/99_cli.ipynb #8f451a1b
 def config_fields() -> dict[str, type]:
@@ -481,10 +577,11 @@ def field_comments(dataclass: type) -> dict[str, str]:
 
 def describe_config(config: object) -> str:
     "Every field of a Config: its name, its value, its meaning."
-    rows = [(f.name, getattr(part, f.name), field_comments(type(part)).get(f.name, ""))
-            for part in (config.model, config.training) for f in fields(part)]
+    rows = [(f.name, getattr(part, f.name), comments.get(f.name, "")) for part in (config.model, config.training)
+            for comments in [field_comments(type(part))] for f in fields(part)]
     left, middle = (max(len(f"{row[i]}") for row in rows) for i in (0, 1))
-    return "\n".join(f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
+    lines = (f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
+    return "\n".join(fitted(line, columns(sys.stdout), hang=left + middle + 6) for line in lines)
 
 # %% ../nbs/99_cli.ipynb #2f59243a
 def visible(text: str) -> str:
@@ -596,16 +693,16 @@ def evaluate(tok: str | None, ckpt: str, source: str, stride: int | None, harnes
                                 progress=sys.stderr.isatty())
     counted = "as lm-evaluation-harness does" if harness else "with the end of each document"
     rows = {"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len, "counted": counted}
-    click.echo(table(rows | figures(found.without_ends if harness else found)))
-    click.echo(next_command("generate", ckpt=ckpt))
+    click.echo(table(rows | figures(found.without_ends if harness else found), columns(sys.stdout)))
+    speak(next_command("generate", ckpt=ckpt))
 
 # %% ../nbs/99_cli.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
     "CourseError where the context has no room for the prompt, the </s> before it and one new token."
-    from llm_course.corpus import CourseError
+    from llm_course.corpus import CourseError, counted
     length, context = len(checkpoint.tokenizer.encode(prompt)), checkpoint.model.config.seq_len
     if length + 1 >= context:
-        raise CourseError(f"the prompt has {length:,} tokens, and in the model's context of {context:,} there is room for "
+        raise CourseError(f"the prompt has {counted(length, 'token')}, and in the model's context of {context:,} there is room for "
                           f"{context - 2:,}: shorten it.")
 
 
@@ -651,18 +748,18 @@ def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str,
     check_prompt(checkpoint, prompt)
     seed = settings.pop("seed")
     for i in range(n):
-        text, notes = "", []
+        text, notes, lines = "", [], LineBreaker(columns(sys.stdout))
         stream = stream_text(checkpoint.model, checkpoint.tokenizer, prompt, seed=None if seed is None else seed + i,
                              say=notes.append, **settings)
         for piece in itertools.chain([prompt], stream):
-            click.echo(visible(piece), nl=False)
+            click.echo(lines.add(visible(piece)), nl=False)
             sys.stdout.flush()
             text += piece
-        click.echo()
+        click.echo(lines.rest())
         for note in notes:
-            click.echo(f"({note})", err=True)
+            speak(f"({note})", err=True)
         if check:
-            click.echo(f"  {verdict(text)}")
+            speak(f"  {verdict(text)}", hang=2)
 
 # %% ../nbs/99_cli.ipynb #9346e818
 class Chat:
@@ -694,11 +791,14 @@ class Chat:
     def change(self, name: str, value: str) -> None:
         "Set what a flag sets, from the next text on; without a value, say what it is."
         from llm_course.corpus import CourseError
+        from llm_course.sampling import PRECISIONS, Sampler
         option = next(option for option in main.commands["chat"].params if option.name == name)
         try:
-            self.settings[name] = option.type.convert(value, option, None) if value else self.settings[name]
+            changed = self.settings | ({name: option.type.convert(value, option, None)} if value else {})
         except click.BadParameter as error:
             raise CourseError(f"/{name}: {error.message}") from None
+        Sampler(**{field.name: changed[field.name] for field in fields(Sampler)})  # refuses what the type lets pass, such as nan
+        self.settings = changed
         click.echo(f"{name} {self.settings[name]}", err=True)
 
     def begin(self, prompt: str) -> None:
@@ -712,14 +812,19 @@ class Chat:
 
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
-        self.stopped = False
-        for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
-            click.echo(visible(piece), nl=False)
-            if self.stopped:
-                break
-        click.echo()
+        self.stopped, lines = False, LineBreaker(columns(sys.stdout))
+        try:
+            for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
+                click.echo(lines.add(visible(piece)), nl=False)
+                if self.stopped:
+                    break
+        except Exception:
+            self.draft.ended = True  # what broke does not go on
+            raise
+        finally:
+            click.echo(lines.rest())
         while self.notes:
-            click.echo(f"({self.notes.pop()})", err=True)
+            speak(f"({self.notes.pop()})", err=True)
         if self.keyboard:
             click.echo(f"(seed {self.seed}: {'the end' if self.draft.ended else 'an empty line goes on'})", err=True)
 
@@ -740,7 +845,7 @@ class Chat:
 
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
-        click.echo(f"  {visible(verdict(self.last().text))}")
+        speak(f"  {visible(verdict(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:
         "Write the last text to a new file."
@@ -762,7 +867,7 @@ class Chat:
                 "Ctrl-C": "Stops a text, or clears the line; twice at the prompt, or Ctrl-D, ends."}
         rows |= {f"/{name} {value}": helps[name] for name, value in self.settings.items()}
         rows |= {f"/{name}{' FILE' * (name == 'save')}": verb.__doc__ for name, verb in self.verbs.items()}
-        click.echo(table(rows), err=True)
+        click.echo(table(rows, columns(sys.stderr)), err=True)
 
     def quit(self, _: str) -> None:
         "End, as Ctrl-D does."
@@ -812,6 +917,13 @@ def typed_lines(stop: Callable) -> Iterator[str]:
                 return
 
 # %% ../nbs/99_cli.ipynb #a8bd5359
+def fault_in_chat(error: Exception) -> str:
+    "What to say where `chat` itself is at fault: what happened and where, for whoever reports it."
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__} in {where}: {error}. This is a fault of llm-course, not yours; the chat goes on."
+
+
 @main.command(cls=Computing)
 @writes_text
 def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None, **settings: float) -> None:
@@ -821,16 +933,16 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     talk, refused = Chat(open_checkpoint(ckpt, tok, device, verify), seed, settings, keyboard), False
     if keyboard:
-        click.echo("Type how a text begins: the model writes on, it does not answer. See /help.")
+        speak("Type how a text begins: the model writes on, it does not answer. See /help.")
     for line in typed_lines(talk.stop) if keyboard else (line.rstrip("\r\n") for line in sys.stdin or ()):
         try:
             talk.take(line)
         except EOFError:
             break
+        except BrokenPipeError:  # nobody reads any more
+            raise
         except Exception as error:
-            if (message := sentence(error)) is None:
-                raise
-            click.echo(message, err=True)
+            speak(sentence(error) or fault_in_chat(error), err=True)
             refused = True
     if refused and not keyboard:
         sys.exit(2)
@@ -850,9 +962,10 @@ LONG = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 @click.option("--input", "source", default=VALIDATION, help="hf: the text on which the figures of the card are measured.")
 @click.option("--name", help="What the model is called.  [default: as the folder or the file]")
 @click.option("--license", help="As the Hub writes it: mit, apache-2.0, ...")
+@click.option("--force", is_flag=True, help="Replace a file of your own, or an export that was changed.")
 @reads_text
 def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | None, source: str, documents: str, errors: str,
-           name: str | None, license: str | None) -> None:
+           name: str | None, license: str | None, force: bool) -> None:
     "Write a model for other programs: a folder to publish, or one file."
     from llm_course import sharing
     fits = {"hf": list(LONG), "gguf": list(sharing.GGUF_DTYPES)}[form]
@@ -862,17 +975,27 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         raise click.UsageError("--input is for the card of --to hf: a GGUF file has none.")
     checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
     if form == "gguf":
-        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", click.echo, name=name or Path(out).stem, license=license)]
+        made = [sharing.write_gguf(checkpoint, out, dtype or "f16", speak, name=name or Path(out).stem, license=license,
+                                   force=force)]
     else:
         text = open_corpus(source, documents, errors) if source != VALIDATION or Path(source).exists() else None
         if not text:
-            click.echo(f"There is no {source}: the card says that nothing was measured.")
-        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=click.echo, name=name, license=license)
+            speak(f"There is no {source}: the card says that nothing was measured.")
+        folder = sharing.export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license,
+                                   force=force)
         made = sorted(folder.iterdir())
-    click.echo(table({str(path): path.stat().st_size for path in made}))
-    click.echo(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
+    click.echo(table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
+    speak(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
 
 # %% ../nbs/99_cli.ipynb #e0990006
+def show_finding(finding: str) -> None:
+    "Print what `doctor` has found: a sentence that fits the terminal and, below it, its command as it can be copied."
+    what, _, command = finding.partition("\n")
+    speak(what, hang=20)
+    if command:
+        show_command(command.strip(), indent=20)
+
+
 @main.command()
 @click.option("--data", default=SHARDS, help="The shards.")
 @click.option("--checkpoints", default=CHECKPOINTS, help="The folder of a run.")
@@ -887,7 +1010,7 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
     except ImportError as error:
         again = f"{sys.executable} -m pip install --force-reinstall {error.name}"
         raise CourseError(f"{error.name} cannot be loaded ({error}): run `{again}`.") from error
-    found = examine(data, checkpoints, tok, speak, seconds=seconds)
+    found = examine(data, checkpoints, tok, show_finding, seconds=seconds)
     if (data, checkpoints, tok) == (SHARDS, CHECKPOINTS, TOKENIZER) and only_the_demo():
         there = {"--data": f"{DEMO}/shards", "--checkpoints": f"{DEMO}/checkpoints", "--tok": f"{DEMO}/llm_spm.model"}
         speak(f"Of the demo: `llm-course doctor {' '.join(f'{flag} {path}' for flag, path in there.items())}`")
@@ -896,17 +1019,20 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
 # %% ../nbs/99_cli.ipynb #51a90002
 def show_plan(made: object) -> dict[str, object]:
     "A plan by the names that a table shows."
+    from llm_course.corpus import counted, duration
     model, training, machine = made.config.model, made.config.training, made.device
     at_a_time = min(training.batch_size // made.devices, training.micro_batch_size or training.batch_size)
     rate, share = machine.rates[made.precision], machine.utilisation
-    rows = {"model": f"{model.n_params:,} parameters, {model.n_layers} layers of width {model.d_model:,}",
+    layers, sequences = counted(model.n_layers, "layer"), counted(training.batch_size, "sequence")
+    rows = {"model": f"{model.n_params:,} parameters, {layers} of width {model.d_model:,}",
             "device": f"{made.devices} × {machine.name}: {rate / 1e12:,.4g} TFLOP/s in {str(made.precision)[6:]}, "
                       f"{machine.bandwidth / 1e9:,.4g} GB/s ({machine.source})",
-            "step": f"{training.batch_size:,} sequences of {model.seq_len:,} tokens, {at_a_time:,} at a time on each device"}
+            "step": f"{sequences} of {counted(model.seq_len, 'token')}, {at_a_time:,} at a time on each device"}
     rows |= {name: f"{size / 1e9:8.3f} GB" for name, size in made.memory.items()}
     rows |= {"memory at the most": f"{made.peak / 1e9:8.3f} GB on each device",
              "seconds a step": f"{made.seconds:,.4g} at {share:.0%} of the rate, assumed" if share < 1 else f"{made.seconds:,.4g}",
-             "tokens a second": round(made.tokens_per_second), "tokens": made.tokens, "days": made.days}
+             "tokens a second": round(made.tokens_per_second), "tokens": made.tokens,
+             "time": duration(86_400 * made.days)}
     return rows
 
 
@@ -918,16 +1044,17 @@ def show_plan(made: object) -> dict[str, object]:
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to train on.  [default: 20 for each parameter]")
 @click.pass_context
 def plan(ctx: click.Context, config: str, batch: int | None, device: str, devices: int, tokens: int | None) -> None:
-    """Say what a training takes: memory, time, days. Every field of the config is an option too, as in `train`."""
+    """Say what a training takes: memory and time. Every field of the config is an option too, as in `train`."""
     from llm_course.speed import plan as make_plan
     from llm_course.training import load_config
     made = make_plan(load_config(config, overrides(ctx.args, ctx.command)), batch, device, devices, tokens)
-    click.echo(table(show_plan(made)))
-    click.echo(made.advice)
+    click.echo(table(show_plan(made), columns(sys.stdout)))
+    speak(made.advice)
 
 # %% ../nbs/99_cli.ipynb #ecf9aa6b
-def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path) -> None:
+def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path, force: bool = False) -> None:
     "A picture of training and validation loss in bits per byte, with the corpus's entropy as the floor."
+    from llm_course.corpus import write_ours
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -941,10 +1068,11 @@ def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Pat
     axes.set_yticks(ticks := [4, 2, 1, 0.5, 0.25, 0.125], [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    with write_ours(path, what="a plot of losses", force=force) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])
 
 # %% ../nbs/99_cli.ipynb #794468d5
-def show_results(checkpoint: object, seen: int, root: Path) -> None:
+def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
@@ -954,10 +1082,10 @@ def show_results(checkpoint: object, seen: int, root: Path) -> None:
                      progress=sys.stderr.isatty())
     packed = Manifest.load(root / "shards").splits["train"]
     density = sum(shard.tokens for shard in packed) / sum(shard.bytes for shard in packed)
-    draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png")
+    draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png", force)
     click.echo(table({"parameters": checkpoint.config.model.n_params, "tokens seen": seen,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
-                      "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}))
+                      "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}, columns(sys.stdout)))
 
 
 CAREFUL = {"temperature": 1.0, "min_p": 0.5, "repetition_penalty": 1.1}  # no far-fetched word, and none again without need
@@ -972,13 +1100,20 @@ def own_stories(checkpoint: object, **sampler: float) -> list[str]:
     return write(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampler, seed=0, n_samples=STORIES, say=None)
 
 
+def show_story(story: str) -> None:
+    "Print a story, in lines of 100 columns or what the terminal has, and the grammar's verdict on it."
+    limit = min(100, columns(sys.stdout) or 100)
+    click.echo(f"\n{textwrap.fill(visible(story), limit, break_long_words=False, break_on_hyphens=False)}")
+    speak(f"  {verdict(story)}", hang=2)
+
+
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
     from llm_course.evaluation import judge
     stories = own_stories(checkpoint)
     for story in stories[:3]:
-        click.echo(f"\n{textwrap.fill(visible(story), 100)}\n  {verdict(story)}")
-    click.echo(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
+        show_story(story)
+    speak(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 97 in the median run with 5.3 or more
@@ -999,19 +1134,23 @@ def more_time(checkpoint: object, seen: int) -> str | None:
 @click.option("--root", default=DEMO, help="Where everything goes.")
 @click.option("--stories", type=click.IntRange(min=10), default=30_000, help="Stories to train on.")
 @click.option("--fresh", is_flag=True, help="Start over: do not reuse finished stages.")
+@click.option("--force", is_flag=True, help="Replace texts, tokenizers and plots of your own.")
 @click.pass_context
-def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool) -> None:
+def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
+    from llm_course.corpus import check_ours
     from llm_course.training import load_checkpoint, load_config, pick_device, read_manifest, train_on_tales
+    check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
     again = shlex.join(word for word in shlex.split(typed) if word != "--fresh")
-    click.echo(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
+    speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample, say=speak,
-                          fresh=fresh, command=typed, again=f"`{again}`")
+                          fresh=fresh, force=force, command=typed, again=f"`{again}`")
     checkpoint = load_checkpoint(ckpt, pick_device())
     seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
-    show_results(checkpoint, seen, Path(root))
+    show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
-    if hint := more_time(checkpoint, seen): click.echo(hint)
-    click.echo(f"\n{table({'losses': f'{root}/loss.png', 'checkpoint': f'{root}/checkpoints/latest', 'everything': root})}")
-    click.echo(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))
+    if hint := more_time(checkpoint, seen): speak(hint)
+    places = {"losses": f"{root}/loss.png", "checkpoint": f"{root}/checkpoints/latest", "everything": root}
+    click.echo(f"\n{table(places, columns(sys.stdout))}")
+    speak(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

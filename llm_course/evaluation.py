@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .corpus import Choice, CourseError, Verdict, read_tale, tale_choices, tale_log_prob
+from .corpus import Choice, CourseError, Verdict, counted, read_tale, tale_choices, tale_log_prob
 from .gpt import GPT
 from .tokenizer import Tokenizer
 
@@ -181,7 +181,7 @@ class Evaluation:
         "The figures in one line."
         floor = "" if self.floor_bits is None else f" (floor {self.floor_bits_per_byte:.4f}, gap {self.gap:.1%})"
         return (
-            f"{self.documents:,} documents, {self.bytes:,} bytes, {self.tokens:,} tokens: "
+            f"{counted(self.documents, 'document')}, {counted(self.bytes, 'byte')}, {counted(self.tokens, 'token')}: "
             f"perplexity {self.perplexity:.3f} per token, {self.bits_per_byte:.4f} bits per byte{floor}; "
             f"context {self.context}, stride {self.stride}"
         )

@@ -46,8 +46,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
-from .corpus import (Corpus, CourseError, atomic_write, did_you_mean, file_sha256, message_stream, print_message, sync_folder,
-                               write_tales, write_tales_corpus)
+from .corpus import (Corpus, CourseError, atomic_write, check_ours, counted, did_you_mean, file_sha256, message_stream,
+                               print_message, sync_folder, write_ours, write_tales, write_tales_corpus)
 from .gpt import GPT, ModelConfig
 from .packing import IGNORED, Shard, Shards, batch_indices, get_batch, sealed, stacked, write_shards
 from .tokenizer import Tokenizer, huggingface_files, train_tokenizer
@@ -477,7 +477,7 @@ def open_shards(folder: str | Path, seq_len: int, verify: bool = True,
     train, val = (Shards(folder, split, seq_len=seq_len, align=align) for split in ("train", "val"))
     for split in (train, val) if verify else (): split.verify()
     if len(train) == 0:
-        raise CourseError(f"{folder} has {train.tokens:,} tokens to train on, and one sequence needs {seq_len + 1:,}:"
+        raise CourseError(f"{folder} has {counted(train.tokens, 'token')} to train on, and one sequence needs {seq_len + 1:,}:"
                           f" prepare more text, or train with a smaller --seq_len.")
     tokenizer = Tokenizer.load(folder)
     train.manifest.check_tokenizer(tokenizer)
@@ -517,6 +517,9 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     if config.training.compile: model.compile_blocks()
     precision, reason = pick_precision(config.training.precision, device)
     optimizers = make_optimizers(model, config.training, precision)
+    # FSDP, where one GPU cannot hold a whole model: FSDP2's fully_shard(block) for each block, then fully_shard(model), in place of
+    # DistributedDataParallel and before make_optimizers, whose parameters are shards then. It would also change accumulate
+    # (set_requires_gradient_sync for no_sync), clip_gradients (the norm is a DTensor), Muon (whole matrices), checkpoint_files (full tensors).
     forward = DistributedDataParallel(model) if world.size > 1 else model   # which averages the gradients of the processes
     run = Run(config, model, optimizers, forward, tokenizer, train_shards, val_shards, device, precision, world,
               config.training.max_steps, [command] if command else [], origin, again)
@@ -531,8 +534,8 @@ def describe(run: Run, reason: str) -> str:
     short = (f"\nwarmup_steps is {training.warmup_steps:,} and max_steps {training.max_steps:,}: the learning rate never gets as high"
              f" as lr.") if training.warmup_steps > training.max_steps else ""
     return (f"{run.config.model.n_params / 1e6:,.2f}M parameters on {run.device}{processes}, products in"
-            f" {dtype_name(run.precision)}: {reason}.\n{training.max_steps:,} steps of {round(tokens):,} tokens make"
-            f" {passes:,.1f} passes over {run.shards.tokens:,} tokens.{short}")
+            f" {dtype_name(run.precision)}: {reason}.\n{counted(training.max_steps, 'step')} of {counted(round(tokens), 'token')}"
+            f" {'makes' if training.max_steps == 1 else 'make'} {passes:,.1f} passes over {run.shards.tokens:,} tokens.{short}")
 
 def silent(text: str) -> None:
     """Say nothing: the voice of all processes but the first."""
@@ -546,6 +549,9 @@ def train_step(run: Run) -> tuple[float, float]:
     """Learn from the next batch. Returns its loss in nats per token and the length of its gradient before clipping.
 
     Where one of them is no finite number, nothing is learned, and the step counts as skipped."""
+    # DeepSpeed's engine (deepspeed.initialize) would replace run.forward, the backward pass in accumulate (engine.backward), and here
+    # clipping, optimizer.step and zero_grad (engine.step), with ZeRO's shards; and save_checkpoint (engine.save_checkpoint).
+    # It drives one optimizer: AdamW for all parameters. The learning rate and the skipping of bad steps stay as they are.
     training = run.config.training
     loss = accumulate(run.forward, *next_batch(run), run.micro_batch_size, run.autocast)
     norm, loss = clip_gradients(run.model, training.grad_clip), run.world.mean(loss)  # a GPU is asked for all before one waits for it
@@ -567,6 +573,8 @@ def clip_gradients(model: nn.Module, longest: float) -> float:
 
 def next_batch(run: Run) -> tuple[Tensor, Tensor]:
     """Inputs and targets of the next step, this process's share of them: each (B, T) token ids."""
+    # A better data pipeline plugs in here: several corpora mixed, text streamed from far away, batches prepared by other processes
+    # (DataLoader, pinned memory, non_blocking copies). It has to give the same batch for the same step, or a resumed run differs.
     training, world = run.config.training, run.world
     batch = get_batch(run.shards, run.step, training.batch_size, training.seed, world.rank, world.size, run.sequences)
     return tuple(torch.as_tensor(ids, device=run.device) for ids in batch)
@@ -1231,7 +1239,7 @@ def step_that_fits(run: Run, signals: NotedSignals) -> tuple[float, float]:
         if not isinstance(error, MemoryError) and not re.search("out of memory|n[o']t (enough|allocate) memory", str(error)): raise
     signals.release()   # there is nothing to save, so a signal need not wait for the end of the search
     if signals.first: raise stopped_by(signals.first)
-    raise CourseError(f"A step with {run.micro_batch_size:,} sequences of {run.config.model.seq_len:,} tokens does not fit into"
+    raise CourseError(f"A step with {counted(run.micro_batch_size, 'sequence')} of {run.config.model.seq_len:,} tokens does not fit into"
                       f" memory: {what_fits(run)}.")
 
 def least_memory(run: Run) -> int:
@@ -1346,7 +1354,8 @@ def fit_time(run: Run, reporter: Reporter, started: float, pace: float) -> None:
     falling = run.step > (1 - training.decay_fraction) * run.max_steps
     if fits.item() == run.max_steps or falling and fits.item() < 1.1 * run.max_steps: return
     if run.max_steps == training.max_steps:
-        reporter.tell(f"{training.max_minutes:g} minutes are enough for about {fits.item():,} steps: the schedule ends there.")
+        reporter.tell(f"There is time for about {counted(fits.item(), 'step')} in {counted(training.max_minutes, 'minute')}:"
+                      " the schedule ends there.")
     elif falling:
         reporter.tell(f"Steps have become faster: there is time for about {fits.item():,}.")
     run.max_steps = reporter.bar.total = int(fits.item())
@@ -1435,23 +1444,30 @@ class Stages:
 
 # %% ../nbs/06_training.ipynb #5d220ff4
 def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,
-                   n_val: int = 500, fresh: bool = False, sampler: Sampler | None = None, progress: bool = True,
+                   n_val: int = 500, fresh: bool = False, force: bool = False, sampler: Sampler | None = None, progress: bool = True,
                    say: Callable[[str], object] = print_message, command: str | None = None, again: str | None = None) -> Path:
     """From nothing to a model that tells tales: corpus, tokenizer, shards, training. Returns the checkpoint.
 
     Files: root/corpus.txt, val.txt, llm_spm.model, shards/, checkpoints/. A stage is done again only if what it is made
-    from has changed (or if `fresh`); a training that was interrupted goes on. command, again: as in `train`."""
+    from has changed (or if `fresh`); a training that was interrupted goes on. A text or a tokenizer that is not ours is replaced only
+    with `force`. command, again: as in `train`."""
     if not str(root): raise CourseError("The folder for all this has no name: give one, such as artifacts/demo.")
     again = again or "the same call" + " without fresh=True" * fresh
     root, config = Path(root), config if isinstance(config, Config) else load_config(config)
     corpus, val, model = root / "corpus.txt", root / "val.txt", root / "llm_spm.model"
     shards, out = root / "shards", root / "checkpoints"
+
+    def learn_vocabulary() -> None:
+        check_ours(model, force)
+        learned = train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size)
+        with write_ours(model, what="a tokenizer", force=force) as file: file.write(learned.model)
+
     with claimed(root, wait=True):
         stages = Stages(root / "stages.json", fresh, say)
         stages.do("corpus", [corpus, val], {"n_train": n_train, "n_val": n_val, "grammar": write_tales(0, 3)},
-                  lambda: write_tales_corpus(root, n_train, n_val))
+                  lambda: write_tales_corpus(root, n_train, n_val, force=force))
         stages.do("tokenizer", [model], {"vocab_size": config.model.vocab_size, "corpus": file_sha256(corpus)},
-                  lambda: train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size).save(model))
+                  learn_vocabulary)
         stages.do("shards", [shards / "manifest.json"],
                   {**{path.name: file_sha256(path) for path in (model, corpus, val)}, "seq_len": config.model.seq_len,
                    "format": [field.name for field in fields(Shard)]},

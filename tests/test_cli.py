@@ -135,7 +135,7 @@ def test_the_default_corpus_is_written_where_it_is_missing(tmp_path, trained, mo
     import llm_course.corpus as corpus
 
     write = corpus.write_tales_corpus
-    monkeypatch.setattr(corpus, "write_tales_corpus", lambda folder, n_train, n_val, seed: write(folder, n_train=60, n_val=5, seed=seed))
+    monkeypatch.setattr(corpus, "write_tales_corpus", lambda folder, **options: write(folder, **options | {"n_train": 60, "n_val": 5}))
     shutil.copytree(trained / "artifacts/tokenizer", tmp_path / "artifacts/tokenizer")
     told = fine(course(stage, "--input", "data/raw/corpus.txt", cwd=tmp_path))
     assert told.splitlines()[0].startswith("There is no data/raw/corpus.txt") and (tmp_path / "data/raw/val.txt").exists()

@@ -238,5 +238,6 @@ def test_commands_are_named_as_a_shell_finds_them(typed, on_path, called, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [typed])
     monkeypatch.setenv("PATH", str((tmp_path / typed).parent) if on_path else "/nowhere")
-    assert next_command("generate", prompt="a b") == f"next: {called} generate --prompt 'a b'"
+    line = runnable(next_command("generate", prompt="a b"))
+    assert runnable(line) == line == f"next: {called} generate --prompt 'a b'"
     assert runnable("`llm-course train` makes one.") == f"`{called} train` makes one." and runnable("llm-course: of it") == "llm-course: of it"
