@@ -7,14 +7,14 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'STO
            'FORMAT', 'COUNTS', 'LEFTOVER', 'MAX_SEQ_LEN', 'Sampler', 'TRIAL_SECONDS', 'TIMED_STEPS', 'SPARE',
            'orthogonalised', 'Muon', 'TrainingConfig', 'Config', 'read_json', 'from_text', 'of_kind', 'refuse_unknown',
            'make_part', 'make_config', 'config_names', 'config_path', 'load_config', 'kind_of', 'without_compiler',
-           'make_optimizers', 'learning_rate', 'accumulate', 'pick_device', 'pick_precision', 'keep_memory', 'World',
-           'launched', 'meeting_place', 'signals_end', 'joined_world', 'Run', 'open_shards', 'start_run', 'describe',
-           'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate', 'first_not_finite',
-           'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes', 'write_synced',
-           'write_folder', 'sweep', 'is_checkpoint', 'discard', 'make_manifest', 'facts', 'machine', 'save_checkpoint',
-           'prune', 'point_latest', 'refuse_other_latest', 'remove', 'step_folders', 'newest_checkpoint',
-           'read_manifest', 'verify_file', 'damaged', 'check_tokenizer', 'Checkpoint', 'find_checkpoint',
-           'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights', 'memory_of',
+           'make_optimizers', 'learning_rate', 'accumulate', 'pick_device', 'pick_precision', 'memory_of',
+           'keep_memory', 'World', 'launched', 'meeting_place', 'signals_end', 'joined_world', 'Run', 'open_shards',
+           'start_run', 'describe', 'silent', 'dtype_name', 'train_step', 'clip_gradients', 'next_batch', 'validate',
+           'first_not_finite', 'fault', 'checkpoint_files', 'model_files', 'json_bytes', 'trainer_state', 'torch_bytes',
+           'write_synced', 'write_folder', 'sweep', 'is_checkpoint', 'discard', 'make_manifest', 'facts', 'machine',
+           'save_checkpoint', 'prune', 'point_latest', 'refuse_other_latest', 'remove', 'step_folders',
+           'newest_checkpoint', 'read_manifest', 'verify_file', 'damaged', 'check_tokenizer', 'Checkpoint',
+           'find_checkpoint', 'from_elsewhere', 'load_checkpoint', 'tokenizer_of', 'load_weights', 'read_weights',
            'check_size', 'weight_files', 'config_changes', 'named_in', 'load_trainer_state', 'fits_run',
            'with_progress', 'position', 'resume_run', 'listed', 'set_aside', 'way_back', 'claimed', 'locked',
            'read_log', 'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'NotedSignals', 'stop_early', 'stopped_by',
@@ -327,6 +327,12 @@ def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"this {device.type} has no fast bf16"
 
 # %% ../nbs/06_training.ipynb #979f0aeb
+def memory_of(device: torch.device) -> float:
+    """Bytes of memory that a device has, in use or not; infinitely many where nobody knows."""
+    if device.type == "cuda": return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu" or not hasattr(os, "sysconf"): return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 def keep_memory() -> None:
     """Let this process reuse the memory that it frees: steps on a CPU get shorter. For Linux; harmless elsewhere.
 
@@ -881,12 +887,6 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model, by name."""
     with weight_files(folder) as files:
         return {name: file.get_tensor(name) for file in files for name in file.keys()}
-
-def memory_of(device: torch.device) -> float:
-    """Bytes of memory that a device has, in use or not; infinitely many where nobody knows."""
-    if device.type == "cuda": return torch.cuda.get_device_properties(device).total_memory
-    if device.type != "cpu" or not hasattr(os, "sysconf"): return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 def check_size(model: ModelConfig, folder: Path) -> None:
     """CourseError where the model has far more numbers than the weights in `folder`, before any memory is taken for either."""
