@@ -1313,7 +1313,8 @@ class MessageStream:
         return getattr(self.stream, name)
 
     def __eq__(self, other: object) -> bool:
-        return other is self or other is self.stream  # a progress bar asks whether both write to one terminal
+        same = other is self or other is self.stream  # a progress bar asks, to make way for messages on the same terminal
+        return True if same else NotImplemented
 
     __hash__ = object.__hash__
 

@@ -367,11 +367,13 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `CourseError` when one of these is killed."""
     most = 61 if os.name == "nt" else 1024  # Windows waits for no more
-    pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
+    ours = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # a terminal sends these to every process
+    with signals_wait(*ours):  # one that starts here never gets them: we end it
+        pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
 
     def give(documents: list[str]) -> Future:
         try:
-            with signals_wait(signal.SIGINT):  # a process that starts here never gets one: we end it
+            with signals_wait(*ours):
                 return pool.submit(_work, documents)
         except OSError as error:
             raise CourseError(f"The system starts no further process ({error.strerror}): try fewer workers.") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, ROOT, Outcome, course, fine, words_of
+from tqdm import tqdm
 
 from llm_course.corpus import MessageStream, message_stream, print_message
 from llm_course.training import load_checkpoint, load_config, newest_checkpoint, read_log, train, train_on_tales
@@ -138,6 +139,21 @@ def test_a_library_speaks_as_safely(trained, tmp_path, capsys, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()) as heard:
         print_message("→ and 3")
     assert heard.getvalue() == "→ and 3\n"
+
+
+@pytest.mark.parametrize("in_a_program", [False, True])
+def test_a_bar_makes_way_for_a_message(in_a_program, monkeypatch):
+    "On one terminal a message stands on a line of its own, above the bar: from Python as it is, and where a program has put its streams."
+    terminal = io.StringIO()
+    with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
+        if in_a_program:
+            for name in ("stdout", "stderr"):
+                monkeypatch.setattr(sys, name, MessageStream(name))
+        with tqdm(total=3, file=message_stream("stderr")) as bar:
+            bar.refresh()
+            with tqdm.external_write_mode():
+                print_message("told")
+    assert re.search(r"0/3 [^\r]*\r *\rtold\n", terminal.getvalue()), terminal.getvalue()
 
 
 def test_a_character_that_a_stream_does_not_know():
