@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
-           'RotaryFunction', 'apply_rope', 'add_to_first', 'BlockedAttention', 'as_autocast', 'attention_in_blocks',
-           'on_processor', 'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'RotaryFunction', 'apply_rope', 'add_to_first', 'BlockedAttention', 'as_autocast', 'hide_from_compiler',
+           'attention_in_blocks', 'on_processor', 'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache',
+           'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -287,10 +288,18 @@ def as_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if device != "meta" and torch.is_autocast_enabled(device) else x
 
 # %% ../nbs/04_attention.ipynb #fcf1d1b6
-@torch.compiler.disable
 def _uncompiled(*qkv: Tensor) -> Tensor:
-    """`BlockedAttention` out of torch.compile's sight: it would find that the same weights come again, and keep them."""
+    """`BlockedAttention`, which torch.compile must not see: it would find that the same weights come again, and keep them."""
     return BlockedAttention.apply(*qkv)
+
+
+@functools.cache
+def hide_from_compiler() -> None:
+    """Let torch.compile leave `_uncompiled` alone. To be called before anything is compiled, and not at import.
+
+    `torch.compiler.disable` imports the compiler, which takes nearly as long as all the rest of torch."""
+    global _uncompiled
+    _uncompiled = torch.compiler.disable(_uncompiled)
 
 
 def attention_in_blocks(

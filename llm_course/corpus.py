@@ -10,19 +10,20 @@ __all__ = ['OF_THE_HERO', 'SECONDS', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', '
            'quantity', 'duration', 'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales',
            'write_tales', 'read_tale', 'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'sync_folder',
            'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
-           'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'within', 'read_whole',
-           'lines_of', 'each_line', 'each_paragraph', 'whole_file', 'between', 'normalized', 'Format', 'text_format',
-           'has_blank_lines', 'json_text', 'json_documents', 'kinds_of_lines', 'read_head', 'noise', 'refuse_noise',
-           'begins_json', 'json_trouble', 'is_product', 'walk', 'matches', 'is_held_out', 'kind_of_file', 'find_texts',
-           'is_stream', 'is_device', 'copy_stream', 'check_documents', 'opened', 'tell_left_out', 'no_texts',
-           'remove_copy', 'Corpus', 'held_out', 'write_tales_corpus', 'file_size', 'fetch_rest', 'fetch_all',
-           'download']
+           'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
+           'message_stream', 'print_message', 'within', 'read_whole', 'lines_of', 'each_line', 'each_paragraph',
+           'whole_file', 'between', 'normalized', 'Format', 'text_format', 'has_blank_lines', 'json_text',
+           'json_documents', 'kinds_of_lines', 'read_head', 'noise', 'refuse_noise', 'begins_json', 'json_trouble',
+           'is_product', 'walk', 'matches', 'is_held_out', 'kind_of_file', 'find_texts', 'is_stream', 'is_device',
+           'copy_stream', 'check_documents', 'opened', 'tell_left_out', 'no_texts', 'remove_copy', 'Corpus', 'held_out',
+           'write_tales_corpus', 'file_size', 'fetch_rest', 'fetch_all', 'download']
 
 # %% ../nbs/01_corpus.ipynb #62dae905
 import codecs
 import difflib
 import errno
 import fnmatch
+import glob
 import hashlib
 import http.client
 import json
@@ -279,8 +280,9 @@ class CourseError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     "` Did you mean 'x'?` for the nearest of the `known` names, or nothing when none is near."
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_letters = {each.casefold(): each for each in known}  # TINY is near to tiny
+    near = difflib.get_close_matches(name.casefold(), by_letters, n=1)
+    return f" Did you mean {by_letters[near[0]]!r}?" if near else ""
 
 # %% ../nbs/01_corpus.ipynb #61d884d7
 class Grammar:
@@ -1135,6 +1137,91 @@ def write_ours(
         entry, before = {**digest(Path(f.name)), "what": what, **more}, own_entry(path)
         add_to_record(path, entry | ({"before": {**before, "before": None}} if before else {}))
     add_to_record(path, entry)
+
+# %% ../nbs/01_corpus.ipynb #said0002
+class MessageStream:
+    """`sys.stdout` or `sys.stderr`, as `name` says, for messages. Where they cannot be written, that is said once on stderr, and none is raised.
+
+    `required`: what is written is what the user asked for, so the program ends, as others do whose reader is gone: with a status that is not 0."""
+
+    def __init__(self, name: str, required: bool = False) -> None:
+        self.name, self.required, self.stream, self.lost = name, required, getattr(sys, name), False
+
+    def __getattr__(self, name: str) -> object:
+        if self.stream is None and name in ("encoding", "errors"):
+            return {"encoding": "utf-8", "errors": "replace"}[name]
+        if self.stream is None or name == "buffer":  # which would be a way round this class
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+    def __eq__(self, other: object) -> bool:
+        same = other is self or other is self.stream  # a progress bar asks, to make way for messages on the same terminal
+        return True if same else NotImplemented
+
+    __hash__ = object.__hash__
+
+    def isatty(self) -> bool:
+        "Whether a person sits in front of it."
+        return not self.lost and self.stream is not None and self.stream.isatty()
+
+    def write(self, text: str) -> int:
+        "Write `text`, or nothing; a character that the stream does not know becomes a question mark."
+        if not isinstance(text, str):
+            raise TypeError(f"a text is written, not {type(text).__name__}")
+        try:
+            self.attempt("write", text)
+        except UnicodeEncodeError:
+            self.attempt("write", text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        "Let what was written be read."
+        self.attempt("flush")
+
+    def attempt(self, method: str, *args: str) -> None:
+        "Call a method of the stream, if it still has readers."
+        if self.lost:
+            return
+        try:
+            if self.stream is None:
+                raise OSError(errno.EBADF, "it is closed")
+            getattr(self.stream, method)(*args)
+        except UnicodeError:
+            raise
+        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
+            self.lose(error)
+
+    def lose(self, error: Exception) -> None:
+        "From now on be silent, after a last sentence."
+        self.lost = True
+        with suppress(OSError, ValueError, AttributeError):
+            if self.stream.fileno() in (1, 2):  # what waits in its buffer would fail again when Python ends
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
+        gone = self.stream is None or getattr(error, "errno", None) == errno.EPIPE
+        if self.name == "stdout" and not (self.required and gone):
+            rest = "" if self.required else " The work goes on, and nothing more is said there."
+            print(f"Standard output cannot be written: {getattr(error, 'strerror', None) or error}.{rest}", file=message_stream("stderr"), flush=True)
+        if self.required:
+            raise SystemExit(1 if gone else 2)
+
+
+_streams: dict[str, MessageStream] = {}
+
+
+def message_stream(name: str) -> MessageStream:
+    "`sys.stdout` or `sys.stderr`, for messages: always the same MessageStream as long as the stream is the same."
+    current = getattr(sys, name)
+    if isinstance(current, MessageStream):
+        return current
+    if name not in _streams or _streams[name].stream is not current:
+        _streams[name] = MessageStream(name)
+    return _streams[name]
+
+
+def print_message(text: object = "") -> None:
+    "Print a line for people, at once. That nobody can read it ends no work."
+    print(text, file=message_stream("stdout"), flush=True)
 
 # %% ../nbs/01_corpus.ipynb #9935b32e
 LARGEST = 2**27  # bytes of a document: a longer one means that documents are told apart in the wrong way

@@ -78,7 +78,7 @@ def window_losses(model: GPT, batch: Sequence[Window]) -> list[Tensor]:
 def score(model: GPT, stream: Iterable[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
     "Each window with the nats of its new tokens; `batch_size` windows at a time are in memory."
     stream = iter(stream)
-    while batch := list(islice(stream, batch_size)):
+    while batch := list(islice(stream, min(batch_size, 2**31))):  # islice takes no larger number
         yield from zip(batch, window_losses(model, batch))
 
 # %% ../nbs/07_evaluation.ipynb #ddddedb2

@@ -218,9 +218,10 @@ class _ShardWriter:
         """Finish the shard, if there is one, and make ready for the next."""
         if self.file is None:
             return
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+        with self.file as file:
+            self.file = None  # an interrupt in what follows must not lead here again
+            file.flush()
+            os.fsync(file.fileno())
         write_index(self.path.with_suffix(".idx"), self.lengths, self.dtype.itemsize)
         write_ends(f"{self.path}.index", self.lengths)
         indexes = (file_sha256(path) for path in (self.path.with_suffix(".idx"), f"{self.path}.index"))
@@ -460,12 +461,14 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 @contextmanager
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `CourseError` when one of these is killed."""
-    most = 61 if os.name == "nt" else number  # Windows waits for no more
-    pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
+    most = 61 if os.name == "nt" else 1024  # Windows waits for no more
+    ours = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]  # a terminal sends these to every process
+    with signals_wait(*ours):  # one that starts here never gets them: we end it
+        pool = ProcessPoolExecutor(min(number, most), multiprocessing.get_context("spawn"), _begin_work, (tokenizer.model,))
 
     def give(documents: list[str]) -> Future:
         try:
-            with signals_wait(signal.SIGINT):  # a process that starts here never gets one: we end it
+            with signals_wait(*ours):
                 return pool.submit(_work, documents)
         except OSError as error:
             raise CourseError(f"The system starts no further process ({error.strerror}): try fewer workers.") from error
@@ -746,9 +749,13 @@ def shuffled(places: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return x.astype(np.int64)
 
 # %% ../nbs/03_packing.ipynb #f18748d3
-def batch_indices(n_sequences: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The sequences of batch `step`, (batch_size,) int64: a pure function, and every sequence once in each epoch."""
-    epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), n_sequences)
+def batch_indices(n_sequences: int, batch_size: int, seed: int, step: int, start: int | None = None) -> np.ndarray:
+    """The sequences of batch `step`, (batch_size,) int64: a pure function, and every sequence once in each epoch.
+
+    `start`: how many sequences came before, where that is not `step` times `batch_size`: batches may have had another size.
+    """
+    start = step * batch_size if start is None else start
+    epochs, places = np.divmod(np.arange(start, start + batch_size), n_sequences)
     return np.concatenate([shuffled(places[epochs == epoch], n_sequences, seed, int(epoch)) for epoch in np.unique(epochs)])
 
 
@@ -764,16 +771,16 @@ def stacked(sequences: list[np.ndarray], length: int) -> tuple[np.ndarray, np.nd
 
 
 def get_batch(
-    shards: Shards, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    shards: Shards, step: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of batch `step`, each (batch_size / world_size, T) int64; the ranks' parts in order are the batch.
 
-    Aligned, shorter sequences come first, and what fills them up is IGNORED.
+    Aligned, shorter sequences come first, and what fills them up is IGNORED. `start`: as in `batch_indices`.
     """
     if batch_size % world_size:
         raise CourseError(f"A batch of {batch_size} sequences does not divide among {world_size} processes.")
     _check_length(shards.tokens, shards.seq_len)
-    share, rows = batch_size // world_size, batch_indices(len(shards), batch_size, seed, step)
+    share, rows = batch_size // world_size, batch_indices(len(shards), batch_size, seed, step, start)
     mine = rows[np.argsort(shards.lengths(rows), kind="stable")][rank * share : (rank + 1) * share]
     return stacked([shards[int(i)] for i in mine], shards.seq_len)
 

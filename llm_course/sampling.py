@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .attention import KVCache, attention_in_blocks, blocks_pay, causal_attention, rope_table, shape_checked
-from .corpus import CourseError, quantity
+from .corpus import CourseError, print_message, quantity
 from .gpt import GPT, Block, compile_anywhere
 from .tokenizer import Tokenizer
 
@@ -524,7 +524,7 @@ def write(
     prompt: str = "",
     max_new_tokens: int = 200,
     *,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], object] | None = print_message,
     **options,
 ) -> list[str]:
     "Texts that begin with `prompt` and go on until the document ends or `max_new_tokens` are there. Options as in `generate`."
@@ -542,7 +542,7 @@ def stream_text(
     seed: int | None = None,
     use_cache: bool = True,
     precision: str = "fp32",
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], object] | None = print_message,
     **options,
 ) -> Iterator[str]:
     "What follows `prompt`, in pieces of whole characters, as the model writes it. `options` are the fields of `Sampler`."
@@ -563,7 +563,7 @@ class Draft:
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, prompt: str = "", *, seed: int | None = None,
-        precision: str = "fp32", say: Callable[[str], None] | None = print, **options,
+        precision: str = "fp32", say: Callable[[str], object] | None = print_message, **options,
     ):
         ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
         check_request(model, ids, max_new_tokens=1, n_samples=1)

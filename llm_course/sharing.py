@@ -27,8 +27,8 @@ import sentencepiece as spm
 import torch
 from torch import Tensor
 
-from .corpus import (CourseError, add_to_record, check_ours, did_you_mean, digest, own_entry, quantity, sync_folder,
-                               write_ours)
+from .corpus import (CourseError, add_to_record, check_ours, did_you_mean, digest, own_entry, print_message, quantity,
+                               sync_folder, write_ours)
 from .evaluation import Evaluation, evaluate
 from .gpt import GPT, ModelConfig
 from .tokenizer import Tokenizer
@@ -170,7 +170,7 @@ def write_gguf(
     checkpoint: Checkpoint,
     path: str | Path,
     dtype: str = "f16",  # of the matrices: "f32" as trained, "f16" half the size, "q8_0" about a quarter
-    say: Callable[[str], None] = print,
+    say: Callable[[str], object] = print_message,
     *,
     name: str | None = None,
     license: str | None = None,
@@ -490,7 +490,7 @@ def export_hf(
     name: str | None = None,
     dtype: str = "float32",
     force: bool = False,
-    say: Callable[[str], object] = print,
+    say: Callable[[str], object] = print_message,
 ) -> Path:
     """Write a folder to publish: the model as `transformers` opens it, its tokenizer, and a model card. No pickle, no path.
 

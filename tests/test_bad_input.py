@@ -219,4 +219,4 @@ def test_compiling_without_a_compiler(folder):
     done = process("train", "--config", "tiny", "--max_steps", 1, "--compile", "true", "--out", "compiled", cwd=folder,
                    CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(folder / "cache"))
     assert done.code == 2 and "Traceback" not in done.err, done.err
-    assert "llm-course doctor" in done.lines[-1] and "--compile false" in done.lines[-1]
+    assert "llm_course doctor`" in done.lines[-1] and "--compile false" in done.lines[-1]

@@ -130,6 +130,23 @@ def test_the_installed_package_is_what_settings_ini_says():
         assert any(w.startswith(name) and all(b in w for b in bounds.split(",")) for w in wanted), line
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("there", [True, False])
+def test_make_installs_within_the_constraints_of_ci(there: bool, tmp_path: Path):
+    "As long as the file lies there, `make` hands it to pip; what users of pip get, and what `doctor` admits, is settings.ini's range alone."
+    for name in ("Makefile", "settings.ini", "setup.py", *([".ci/constraints.txt"] if there else [])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    planned = subprocess.run(["make", "-n", "demo", "VENV=new"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    line = next(line for line in planned.stdout.splitlines() if "pip install" in line)
+    assert ("--constraint .ci/constraints.txt" in line) == there and line.endswith('-e ".[dev]"'), planned
+    from llm_course.doctor import torch_wanted, within
+    bounds = torch_wanted().removeprefix("torch")
+    assert f"torch{bounds}" in settings()["requirements"].split("\n") and within("2.14.1", bounds) and not within("2.15.0", bounds)
+    ours = re.search(r"^torch(.*)$", (ROOT / ".ci/constraints.txt").read_text(), re.M)[1]
+    assert within("2.13.0", ours) and not within("2.14.1", ours), "the small build for processors is the newest there"
+
+
 @pytest.mark.skipif(not installed(), reason="the package is not installed in this environment")
 def test_every_entry_point_resolves():
     groups = ("console_scripts", "nbdev")
