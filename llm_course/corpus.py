@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['OF_THE_HERO', 'SECONDS', 'WORDS', 'PASSAGES', 'SHAPES', 'SOURCES', 'RECORD', 'LARGEST', 'SEPARATOR', 'Decode',
-           'FORMATS', 'TEXT_ENDINGS', 'JSON_ENDINGS', 'NOT_TEXT', 'NOISE', 'SYNONYMS', 'Word', 'Option', 'Hat',
-           'parse_word', 'split_weight', 'parse', 'parse_sequence', 'parse_hat', 'with_article', 'capital',
-           'read_table', 'all_forms', 'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere', 'Reader', 'wrong_message',
-           'quantity', 'duration', 'CourseError', 'did_you_mean', 'Grammar', 'tale_grammar', 'draw_tale', 'tales',
-           'write_tales', 'read_tale', 'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'sync_folder',
-           'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
-           'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
-           'message_stream', 'print_message', 'within', 'read_whole', 'lines_of', 'each_line', 'each_paragraph',
-           'whole_file', 'between', 'normalized', 'Format', 'text_format', 'has_blank_lines', 'json_text',
-           'json_documents', 'kinds_of_lines', 'read_head', 'noise', 'refuse_noise', 'begins_json', 'json_trouble',
-           'is_product', 'walk', 'matches', 'is_held_out', 'kind_of_file', 'find_texts', 'is_stream', 'is_device',
-           'copy_stream', 'check_documents', 'opened', 'tell_left_out', 'no_texts', 'remove_copy', 'Corpus', 'held_out',
-           'write_tales_corpus', 'file_size', 'fetch_rest', 'fetch_all', 'download']
+           'FORMATS', 'TEXT_ENDINGS', 'JSON_ENDINGS', 'NOT_TEXT', 'NOISE', 'SYNONYMS', 'few_colours', 'Picture',
+           'ink_on', 'Word', 'Option', 'Hat', 'parse_word', 'split_weight', 'parse', 'parse_sequence', 'parse_hat',
+           'with_article', 'capital', 'read_table', 'all_forms', 'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere',
+           'Reader', 'wrong_message', 'quantity', 'duration', 'CourseError', 'did_you_mean', 'wrong_kind',
+           'explain_error', 'feedback', 'Grammar', 'tale_grammar', 'draw_tale', 'tales', 'write_tales', 'read_tale',
+           'tale_log_prob', 'tale_choices', 'Entropy', 'tale_entropy', 'sync_folder', 'check_replaceable',
+           'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry', 'is_ours', 'check_ours',
+           'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream', 'message_stream',
+           'print_message', 'within', 'read_whole', 'lines_of', 'each_line', 'each_paragraph', 'whole_file', 'between',
+           'normalized', 'Format', 'text_format', 'has_blank_lines', 'json_text', 'json_documents', 'kinds_of_lines',
+           'read_head', 'noise', 'refuse_noise', 'begins_json', 'json_trouble', 'is_product', 'walk', 'matches',
+           'is_held_out', 'kind_of_file', 'find_texts', 'is_stream', 'is_device', 'copy_stream', 'check_documents',
+           'opened', 'tell_left_out', 'no_texts', 'remove_copy', 'Corpus', 'held_out', 'write_tales_corpus',
+           'file_size', 'fetch_rest', 'fetch_all', 'download']
 
 # %% ../nbs/01_corpus.ipynb #62dae905
 import codecs
@@ -49,6 +50,61 @@ from random import Random
 from typing import IO
 
 from tqdm import tqdm
+
+# %% ../nbs/01_corpus.ipynb #hlp00002
+from io import BytesIO
+
+
+def few_colours(image: object) -> object:
+    """An image of PIL's with a palette, and a third of the bytes: areas keep their colours, the edges of letters get 16."""
+    import numpy as np
+    from PIL import Image  # here and below: who trains without a screen needs no picture
+
+    red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
+    colours, where, pixels = np.unique(red << 16 | green << 8 | blue, return_inverse=True, return_counts=True)
+    areas = colours[pixels >= max(250, np.sort(pixels)[-240:][0])]  # 256 at most, with the others
+    edges = image.quantize(16, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()[: 3 * 16]
+    apart = lambda packed: np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)
+    palette = np.concatenate([apart(areas), np.array(edges).reshape(-1, 3)])
+    nearest = ((apart(colours)[:, None] - palette) ** 2).sum(-1).argmin(1)
+    fewer = Image.fromarray(nearest[where].reshape(red.shape).astype(np.uint8), "P")
+    fewer.putpalette(palette.astype(np.uint8).tobytes())
+    return fewer
+
+
+class Picture:
+    """A matplotlib figure as a notebook shows it: a PNG of few colours, and a text for those who do not see it.
+
+    The text goes into the output's metadata (`image/png`, `alt`), from where MyST-NB and nbconvert's classic pages take
+    it, and is the output's plain text. The picture is 640 pixels wide or more, margins included. A figure of pyplot is closed: it is
+    not to be shown again."""
+
+    def __init__(self, figure: object, alt: str) -> None:
+        from PIL import Image
+
+        drawn, small = BytesIO(), BytesIO()
+        figure.savefig(drawn, format="png", dpi=max(90, 640 / figure.get_figwidth()), bbox_inches="tight")
+        few_colours(Image.open(drawn).convert("RGB")).save(small, "png", optimize=True)
+        self.png, self.alt = small.getvalue(), alt
+        if figure.canvas.manager is not None:
+            import matplotlib.pyplot as plt
+
+            plt.close(figure)
+
+    def __repr__(self) -> str:
+        return self.alt
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        return self.png, {"alt": self.alt}
+
+
+def ink_on(colour: object) -> str:
+    """Black or white: what can be read on this colour (of matplotlib's). A contrast of 4.5 to 1 at least, as WCAG 2 counts."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if luminance > 0.179 else "white"
 
 # %% ../nbs/01_corpus.ipynb #549cf40b
 @dataclass(frozen=True, eq=False, slots=True)
@@ -283,6 +339,69 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_letters = {each.casefold(): each for each in known}  # TINY is near to tiny
     near = difflib.get_close_matches(name.casefold(), by_letters, n=1)
     return f" Did you mean {by_letters[near[0]]!r}?" if near else ""
+
+# %% ../nbs/01_corpus.ipynb #hlp00004
+import inspect
+import numbers
+import traceback
+from functools import wraps
+
+
+def wrong_kind(value: object, wanted: object) -> str | None:
+    """Where a value is not of the kind that an annotation names: `should be a number, and is a str`. None: it is, or who knows.
+
+    Whatever computes like a number is one: NumPy's, or a tensor of one element."""
+    parts = getattr(wanted, "__args__", ()) if getattr(wanted, "__origin__", None) is tuple else ()
+    number = isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
+    kind = getattr(wanted, "array_type", None) or getattr(wanted, "__origin__", wanted)  # of jaxtyping's, or of list[int]
+    if wanted in (int, float):
+        name, fits = "whole number" if wanted is int else "number", number
+    elif parts:
+        name, fits = f"tuple of {len(parts)}", isinstance(value, tuple | list) and len(value) == len(parts)
+    elif isinstance(kind, type):
+        name, fits = kind.__name__, isinstance(value, kind)
+    else:
+        return None
+    if not fits:
+        return f"should be {with_article(name)}, and is {with_article(type(value).__name__)}"
+    inner = ((i, wrong_kind(part, wanted)) for i, (part, wanted) in enumerate(zip(value, parts), 1)) if parts else ()
+    return next((f"part {i} of it {wrong}" for i, wrong in inner if wrong), None)
+
+
+def explain_error(error: Exception, answer: Callable, returned: object = ...) -> str:
+    """Why a check refused an answer, for the one who wrote it; `returned` is what the answer gave back last, if anything.
+
+    An exception in the answer's own lines: its type, its message and the line. Else what is wrong with the kind of thing that
+    came back, if something is; else what the check says."""
+    cell = getattr(getattr(inspect.unwrap(answer), "__code__", None), "co_filename", None)
+    own = [line for line in traceback.extract_tb(error.__traceback__) if line.filename == cell]
+    said = " ".join(str(error).split())
+    named = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if own:
+        return f"{named}, in line {own[-1].lineno} of your cell: {own[-1].line}"
+    if returned is None:
+        return "nothing comes back."
+    if returned is not ... and (wrong := wrong_kind(returned, inspect.get_annotations(answer).get("return"))):
+        return f"what comes back {wrong}: {repr(returned).splitlines()[0][:40]}"
+    return said if isinstance(error, AssertionError) and said else named
+
+
+def feedback(check: Callable[[Callable], object], answer: Callable) -> str:
+    """What an exercise's check says of an answer: `Right.`, or `Not yet: …` with the reason."""
+    returned = ...
+
+    @wraps(answer)
+    def watched(*args: object, **options: object) -> object:
+        nonlocal returned
+        returned = ...
+        returned = answer(*args, **options)
+        return returned
+
+    try:
+        check(watched)
+    except Exception as error:
+        return f"Not yet: {explain_error(error, answer, returned)}"
+    return "Right."
 
 # %% ../nbs/01_corpus.ipynb #61d884d7
 class Grammar:

@@ -20,7 +20,7 @@ __all__ = ['CONFIGS', 'PRECISIONS', 'LIMITS', 'MAX_JSON', 'KINDS', 'PARTS', 'STO
            'read_log', 'spikes', 'LogFile', 'Reporter', 'Result', 'look', 'NotedSignals', 'stop_early', 'stopped_by',
            'save_or_say', 'step_that_fits', 'least_memory', 'what_fits', 'fits', 'rehearse', 'lost_process',
            'compiler_trouble', 'run_steps', 'fit_time', 'train', 'train_run', 'began_elsewhere', 'began_here',
-           'prepare_out', 'Stages', 'train_on_tales']
+           'prepare_out', 'Stages', 'training_seconds', 'time_needed', 'train_on_tales']
 
 # %% ../nbs/06_training.ipynb #9747acd8
 import ctypes, errno, gc, inspect, json, math, os, pickletools, platform, re, shlex, shutil, signal, threading, time
@@ -1442,6 +1442,21 @@ class Stages:
         make()
         self.note(name, inputs)
 
+# %% ../nbs/06_training.ipynb #est00002
+def training_seconds(config: Config, shards: str | Path, steps: int) -> float:
+    """About how long so many steps take on this machine, as three of them say, of a run that is thrown away."""
+    run = start_run(config, shards, pick_device("auto"), say=silent, verify=False)
+    step_that_fits(run)   # the first is slower
+    begun = time.perf_counter()
+    for _ in range(3): step_that_fits(run)
+    return steps * (time.perf_counter() - begun) / 3
+
+def time_needed(config: Config, shards: str | Path, done: Path | None) -> str:
+    """What to expect of a training, in a sentence; `done`: the checkpoint that it goes on from."""
+    steps = config.training.max_steps - (int(done.name.removeprefix("step-")) if done else 0)
+    seconds = min(training_seconds(config, shards, steps), 60 * config.training.max_minutes or math.inf)
+    return f"Training takes about {f'{seconds:.0f} seconds' if seconds < 100 else f'{seconds / 60:.1f} minutes'} on this machine."
+
 # %% ../nbs/06_training.ipynb #5d220ff4
 def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,
                    n_val: int = 500, fresh: bool = False, force: bool = False, sampler: Sampler | None = None, progress: bool = True,
@@ -1476,6 +1491,8 @@ def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "a
         inputs = {"config": asdict(config), "shards": file_sha256(shards / "manifest.json"), "format": FORMAT}
         resume = stages.unchanged("begun", [], inputs)
         stages.note("begun", inputs)
+        if not stages.unchanged("training", [out / "latest"], inputs):
+            say(time_needed(config, shards, newest_checkpoint(out) if resume else None))
         stages.do("training", [out / "latest"], inputs,
                   lambda: train(config, shards, out, resume=resume, progress=progress, sampler=sampler, say=say, command=command,
                                 again=again, distributed=False))

@@ -29,7 +29,7 @@ from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, clip_gradients, config_changes, find_checkpoint,
                                  first_not_finite, json_bytes, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch,
                                  orthogonalised, pick_device, pick_precision, point_latest, prune, read_log, resume_run, spikes,
-                                 start_run, step_folders, torch_bytes, train, train_on_tales, train_step, trainer_state)
+                                 start_run, step_folders, time_needed, torch_bytes, train, train_on_tales, train_step, trainer_state)
 
 CPU = torch.device("cpu")
 
@@ -836,3 +836,24 @@ def test_an_interrupted_arc_goes_on(tmp_path):
     said = []
     train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
     assert any("at step 2" in line for line in said)
+
+
+def test_a_training_says_how_long_it_will_take(tmp_path, capsys):
+    """Measured, before it begins, with a bar from then on; where it is done already, nothing."""
+    said = []
+    def arc():
+        said.clear()
+        train_on_tales(load_config("tiny", {"max_steps": 40, "vocab_size": 400}), tmp_path, n_train=200, n_val=20, say=said.append)
+        return [line.startswith("Training takes about ") for line in said]
+    announced = arc()
+    assert announced.count(True) == 1 and "parameters on" in said[announced.index(True) + 1]
+    assert "40/40" in capsys.readouterr().err
+    assert not any(arc()) and not capsys.readouterr().err
+
+
+def test_the_time_that_a_training_needs_is_that_of_the_steps_left(shards):
+    """And never more than it may take."""
+    config = tiny(shards, max_steps=10**6)
+    assert time_needed(config, shards, None).endswith(" minutes on this machine.")
+    assert time_needed(config, shards, Path("step-999999")) == "Training takes about 0 seconds on this machine."
+    assert time_needed(tiny(shards, max_steps=10**6, max_minutes=2.5), shards, None) == "Training takes about 2.5 minutes on this machine."
