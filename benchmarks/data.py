@@ -37,7 +37,8 @@ ROWS = {  # what runs, and on how many cores
 
 def write_texts(folder: Path, megabytes: int) -> None:
     """Both texts, and a vocabulary for each, where they are missing."""
-    from llm_course.corpus import Corpus, atomic_write, write_tales_corpus
+    from llm_course.corpus import Corpus, write_tales_corpus
+    from llm_course.files import atomic_write
     from llm_course.tokenizer import huggingface_files, train_tokenizer
 
     if not (folder / "tales.txt").exists():
@@ -117,7 +118,7 @@ def encode(text: str, folder: Path, what: str, cores: int) -> float:
 def prepare(text: str, folder: Path, what: str, cores: int) -> float:
     """`packing.write_shards` from the file to the finished shards, the start of other processes included."""
     from llm_course.corpus import Corpus
-    from llm_course.packing import write_shards
+    from llm_course.shards import write_shards
     from llm_course.tokenizer import Tokenizer
 
     tokenizer, corpus = Tokenizer.load(folder / f"{text}.model"), Corpus(folder / f"{text}.txt", TEXTS[text])
@@ -203,9 +204,11 @@ def batches(name: str, folder: Path) -> dict:
     import torch
 
     from llm_course.gpt import GPT
-    from llm_course.packing import Shards, Tokenized, get_batch, write_shards
+    from llm_course.packing import get_batch
+    from llm_course.shards import TokenDataset, Tokenized, write_shards
     from llm_course.tokenizer import Tokenizer
-    from llm_course.training import load_config, pick_precision
+    from llm_course.config import load_config
+    from llm_course.device import pick_precision
 
     config = load_config(name)
     precision, _ = pick_precision("auto", torch.device("cpu"))
@@ -214,7 +217,7 @@ def batches(name: str, folder: Path) -> dict:
     ids = np.random.default_rng(0).integers(2, tokenizer.vocab_size, 50_000_000).astype(tokenizer.dtype)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         write_shards([Tokenized("", ids)] * 2, tokenizer, f"{out}/shards", val_documents=[], seq_len=config.model.seq_len)
-        shards = Shards(f"{out}/shards")
+        shards = TokenDataset(f"{out}/shards")
         reading = middle(timed(lambda step=step: get_batch(shards, step, size, 0)) for step in range(50))
         x, y = (torch.from_numpy(part % 1000) for part in get_batch(shards, 0, size, 0))
         del shards

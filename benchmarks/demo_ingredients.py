@@ -45,7 +45,7 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
 
     settings = dict(ROWS[row])
     if not settings.pop("keep_memory", True): training.keep_memory = lambda: None
-    if settings.pop("filled", False): training.Shards = filled_shards()
+    if settings.pop("filled", False): training.TokenDataset = filled_shards()
     checkpoint, log = trained(steps, seed, threads, shards, {"log_every": 5, **settings})
     speeds = [entry["tokens_per_second"] for entry in log if "tokens_per_second" in entry]
     tales = list(Corpus(val, "line"))[:100]
@@ -56,9 +56,9 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
 
 def filled_shards() -> type:
     """Shards whose aligned sequences are filled with the beginning of the next tale, which comes again whole in the next sequence."""
-    from llm_course.packing import Shards
+    from llm_course.shards import TokenDataset
 
-    class Filled(Shards):
+    class Filled(TokenDataset):
         def __getitem__(self, i: int):
             return self.read(self._cuts[i], self._cuts[i] + 1 + self.lengths([i])[0])
 
@@ -71,9 +71,9 @@ def filled_shards() -> type:
 def prepare(root: Path, stories: int = 10_000) -> None:
     """Tales, tokenizer and shards of the demo, once for all rows."""
     from llm_course.corpus import Corpus, write_tales_corpus
-    from llm_course.packing import write_shards
+    from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     model = load_config("demo").model
     corpus, val = write_tales_corpus(root, stories, 500)

@@ -12,7 +12,7 @@ import sys
 
 from common import write_results
 
-from llm_course.cli import STORIES, own_stories
+from llm_course.pipeline import STORIES, own_stories
 
 SAMPLER = ("temperature", "min_p", "repetition_penalty")
 ROWS = [  # of these three
@@ -23,15 +23,15 @@ ROWS = [  # of these three
 
 def found(stories: list[str]) -> dict[str, float]:
     """The share of stories that are right, and how many different words they have."""
-    from llm_course.evaluation import judge
+    from llm_course.grading import judge
 
     return {"right": judge(stories).right, "words": len({word for story in stories for word in re.findall(r"\w+", story)})}
 
 
 def measure(checkpoints: list[str]) -> list[dict]:
     """Every sampler with every checkpoint, and the tales."""
-    from llm_course.corpus import write_tales
-    from llm_course.training import load_checkpoint
+    from llm_course.tales import sample_tales
+    from llm_course.checkpoint import load_checkpoint
 
     loaded = [load_checkpoint(path, "cpu") for path in checkpoints]
     results = []
@@ -39,7 +39,7 @@ def measure(checkpoints: list[str]) -> list[dict]:
         sampler = dict(zip(SAMPLER, row))
         results.append({**sampler, "each": [found(own_stories(one, **sampler)) for one in loaded]})
         print(results[-1], file=sys.stderr, flush=True)
-    return [*results, {"tales": True, "each": [found(write_tales(seed=1_000_003, n=STORIES))]}]
+    return [*results, {"tales": True, "each": [found(sample_tales(seed=1_000_003, n=STORIES))]}]
 
 
 def table(results: list[dict]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import in_process, read_results, write_results
 from demo_ingredients import prepare, trained
 
-from llm_course.cli import STORIES, own_stories
+from llm_course.pipeline import STORIES, own_stories
 
 STEPS = 2600  # a little less than five minutes allow on two processors with AVX512-BF16
 LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words
@@ -29,12 +29,13 @@ LOOKUPS = {  # what a tale tells early and needs late: what stands before the wo
 def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
     """Train from one seed here, in this process; judge the model by held-out tales, its own stories, and each lookup."""
     from llm_course import evaluation
-    from llm_course.corpus import Corpus, write_tales
+    from llm_course.corpus import Corpus
+    from llm_course.tales import sample_tales
 
     checkpoint, _ = trained(steps, seed, threads, root / "shards", settings)
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
-    tales = write_tales(seed=1_000_003, n=400)
+    tales = sample_tales(seed=1_000_003, n=400)
     return {"seed": seed, "gap": gap, "right": evaluation.judge(own_stories(checkpoint)).right,
             "sure": {name: sure(model, tokenizer, tales, *lookup) for name, lookup in LOOKUPS.items()}}
 

@@ -29,7 +29,7 @@ def bandwidth(rounds: int = 7) -> float:
     """Bytes per second at which this process reads memory."""
     import torch
 
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     device = pick_device()
     numbers = torch.ones(2**27 if device.type == "cpu" else 2**30, device=device)
@@ -48,7 +48,7 @@ def random_model(config: str):
     import torch
 
     from llm_course.gpt import GPT
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     torch.manual_seed(0)
     return GPT(load_config(config).model)
@@ -57,7 +57,7 @@ def random_model(config: str):
 def our_writer(row: str, config: str) -> Callable[[list[int], int, int], object]:
     """Our `generate`: (prompt, samples, new tokens) are written."""
     from llm_course.sampling import generate
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     model = random_model(config).to(pick_device()).eval()
     options = {"use_cache": False} if row == NO_CACHE else {"precision": OURS[row]}
@@ -69,7 +69,7 @@ def their_writer(row: str, folder: Path) -> Callable[[list[int], int, int], obje
     import torch
     import transformers
 
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     kind, name = THEIRS[row]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
@@ -121,7 +121,7 @@ def prepare(folder: Path, config: str) -> None:
 
 def summary(rounds: dict[str, list[dict]], config: str, new: int, long: int) -> dict:
     """Medians: tokens per second (of all samples together), seconds to the first token, and the share of the bandwidth."""
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     size, rows = load_config(config).model.n_params, {}
     for row, found in rounds.items():

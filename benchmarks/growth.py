@@ -42,7 +42,7 @@ PRECISIONS = ("fp32", "bf16")
 
 def config_of(point: dict) -> object:
     """The Config of a point: {"config": name, and fields of it}."""
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     fields = {"checkpoint_activations": False, "muon_lr": 0.0, **point}
     return load_config(fields.pop("config"), fields)
@@ -63,7 +63,8 @@ def train(config: object, steps: int, device: str) -> list[float]:
     import torch
 
     from llm_course.gpt import GPT
-    from llm_course.training import accumulate, clip_gradients, make_optimizers
+    from llm_course.optim import make_optimizers
+    from llm_course.training import accumulate, clip_gradients
 
     training, bf16, times = config.training, config.training.precision == "bf16", []
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -87,7 +88,7 @@ def run_point(point: dict, steps: int, threads: int) -> dict:
     """Train a few steps on the processor: seconds of the shortest, bytes held at the most."""
     import torch
 
-    from llm_course.training import keep_memory
+    from llm_course.device import keep_memory
 
     torch.set_num_threads(threads)
     keep_memory()
@@ -98,7 +99,9 @@ def foretell(point: dict, speed: float) -> dict:
     """What the count on paper and the rehearsal say of a point, where `speed` bytes a second come from memory."""
     import torch
 
-    from llm_course.speed import count_step, rate_at_shapes, rehearse, step_memory
+    from llm_course.device import rate_at_shapes
+    from llm_course.planner import rehearse, step_memory
+    from llm_course.speed import count_step
 
     config = config_of(point)
     bf16 = config.training.precision == "bf16"
@@ -114,7 +117,7 @@ def foretell_all(points: list[dict], threads: int) -> list[dict]:
     """The same of many points, in one process, which measures the machine's ceilings."""
     import torch
 
-    from llm_course.speed import bandwidth
+    from llm_course.device import bandwidth
 
     torch.set_num_threads(threads)
     speed = bandwidth(2**26)
@@ -138,7 +141,8 @@ def foretell_on_gpu(point: dict, speed: float) -> dict:
     """What `llm-course plan --device cuda` says of a point, but for what CUDA itself takes."""
     import torch
 
-    from llm_course.speed import rate_at_shapes, rehearse
+    from llm_course.device import rate_at_shapes
+    from llm_course.planner import rehearse
 
     config = config_of(point)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
@@ -150,7 +154,7 @@ def foretell_on_gpu(point: dict, speed: float) -> dict:
 
 def gpu_results(steps: int) -> list[dict]:
     """All sizes on the GPU, foretold and measured."""
-    from llm_course.speed import bandwidth
+    from llm_course.device import bandwidth
 
     speed, results = bandwidth(2**30, "cuda"), []
     for each in sizes(GPU_SIZES):

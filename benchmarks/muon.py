@@ -43,9 +43,9 @@ def modules(size: int) -> list[str]:
 
 def prepare(folder: Path) -> None:
     """Tokenizer and shards."""
-    from llm_course.packing import write_shards
+    from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     texts = modules(SIZE)
     val, train = texts[::100], [text for number, text in enumerate(texts) if number % 100]
@@ -57,7 +57,10 @@ def run_row(row: str, shards: Path, steps: int, config: str) -> dict:
     """Train one row here, in this process: the seconds of the steps, and losses by the number of steps done."""
     import torch
 
-    from llm_course.training import load_config, pick_device, start_run, train_step, validate
+    from llm_course.config import load_config
+    from llm_course.device import pick_device
+    from llm_course.resilience import start_run
+    from llm_course.training import train_step, validate
 
     changes = {"max_steps": steps, "warmup_steps": steps // 10, "micro_batch_size": 0, "checkpoint_activations": False, "compile": True}
     device = pick_device()

@@ -36,7 +36,8 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     import torch
 
     from llm_course import training
-    from llm_course.gpt import GPT, ModelConfig
+    from llm_course.config import ModelConfig
+    from llm_course.gpt import GPT
 
     device = training.pick_device()
     if device.type == "cpu": training.keep_memory()
@@ -63,7 +64,7 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
     import transformers
 
     from llm_course.gpt import compile_anywhere
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     if kind == "llama":
         config = transformers.LlamaConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -96,7 +97,7 @@ def run_row(row: str, shape: str, steps: int, in_turns: bool) -> dict:
     `in_turns`: each step waits for a line, and answers with one."""
     import torch
 
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     kind, _, how = row.partition(", ")
     batch, length, vocab, *_ = SHAPES[shape]
@@ -132,7 +133,7 @@ def matrix_peak(rows: int, width: int, hidden: int) -> float:
     """The rate in FLOP/s at which this machine multiplies bf16 matrices of a model's shape, at its best of many tries."""
     import torch
 
-    from llm_course.training import pick_device
+    from llm_course.device import pick_device
 
     device = pick_device()
     a, b = torch.randn(rows, width, device=device).bfloat16(), torch.randn(width, hidden, device=device).bfloat16()
@@ -148,7 +149,7 @@ def sheet_peak() -> dict[str, float]:
     """The dense bf16 peak of the GPU here by its data sheet, where we know it."""
     import torch
 
-    from llm_course.speed import DEVICES
+    from llm_course.planner import DEVICES
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {"sheet": found.rates[torch.bfloat16] for key, found in DEVICES.items() if key.upper() in name.replace(" ", "-").split("-")}
@@ -156,7 +157,7 @@ def sheet_peak() -> dict[str, float]:
 
 def flops_per_token(shape: str) -> int:
     """Of a training step: 6 for each weight that multiplies, and attention (PaLM's count, as in 05_gpt)."""
-    from llm_course.gpt import ModelConfig
+    from llm_course.config import ModelConfig
 
     _, length, vocab, layers, width, heads, hidden = SHAPES[shape]
     return ModelConfig(layers, width, heads, heads, hidden, vocab, length).flops_per_token()

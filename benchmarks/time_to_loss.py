@@ -118,8 +118,8 @@ def read(name: str) -> str:
     """A text by its name or its path."""
     if name == "help": return python_help()
     if name == "tales":
-        from llm_course.corpus import write_tales
-        return "\n".join(write_tales(0, TALES))
+        from llm_course.tales import sample_tales
+        return "\n".join(sample_tales(0, TALES))
     return Path(name).read_text(encoding="utf-8")
 
 
@@ -167,12 +167,12 @@ def reference_optimizers(model, recipe: Recipe, training) -> list:
     """AdamW as nanoGPT has it: what has two dimensions decays. Muon takes the blocks' matrices where that is the ingredient."""
     import torch
 
-    from llm_course.training import Muon
+    from llm_course.optim import Muon
 
     named, muon = dict(model.named_parameters()), []
     if "muon" in recipe.ours:
         matrices = {name: p for name, p in named.items() if p.ndim == 2 and ("layers" in name or ".h." in name)}
-        muon = [Muon([{"params": list(matrices.values()), "weight_decay": training.weight_decay, "scale": training.muon_lr}],
+        muon = [Muon([{"params": list(matrices.values()), "weight_decay": training.weight_decay, "scale": training.muon_lr_scale}],
                      dtype=torch.bfloat16 if recipe.bf16 else torch.float32)]
         named = {name: p for name, p in named.items() if name not in matrices}
     groups = [{"params": [p for p in named.values() if (p.ndim > 1) == decays], "scale": 1.0,
@@ -185,7 +185,8 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
     import torch
 
     from llm_course.gpt import GPT
-    from llm_course.training import learning_rate, load_config
+    from llm_course.config import load_config
+    from llm_course.optim import learning_rate
 
     torch.manual_seed(seed)
     known, config = sorted(set(text)), load_config("speedrun", {"max_steps": recipe.steps})
@@ -222,7 +223,9 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     import torch
     import torch.nn.functional as F
 
-    from llm_course.training import load_config, start_run, train_step
+    from llm_course.config import load_config
+    from llm_course.resilience import start_run
+    from llm_course.training import train_step
 
     fields = {name: value for name, value in settings.items() if name != "plain"}
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
@@ -230,7 +233,7 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     tokens = config.tokens_per_step
     torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
     torchs_loss = lambda x, head, targets, *_: F.cross_entropy(F.linear(x, head).float(), targets)
-    plain = {"attention": ("llm_course.attention.attention_in_blocks", torchs_attention),
+    plain = {"attention": ("llm_course.attention.chunked_attention", torchs_attention),
              "loss": ("llm_course.gpt.linear_cross_entropy", torchs_loss)}
 
     def step() -> object:
@@ -289,7 +292,7 @@ def run_row(args: argparse.Namespace) -> dict:
     """One row, trained here, in this process; or the paces of the reference's settings, or of all ablations."""
     import torch
 
-    from llm_course.training import keep_memory
+    from llm_course.device import keep_memory
 
     torch.set_num_threads(args.threads)
     keep_memory()   # on both sides
@@ -305,9 +308,9 @@ def run_row(args: argparse.Namespace) -> dict:
 
 def prepare(root: Path, text: str) -> None:
     """The text, and its tokenizer and shards, once for all rows: with characters as tokens, and with pieces."""
-    from llm_course.packing import write_shards
+    from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     (root / "text.txt").write_text(text, encoding="utf-8", newline="")
     train, val = split(text)
@@ -326,7 +329,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row: return print(json.dumps(run_row(args)))
-    from llm_course.training import load_config
+    from llm_course.config import load_config
 
     short, results = load_config("speedrun").training.max_steps, read_results(__file__, {})
     with tempfile.TemporaryDirectory() as root:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llm_course.attention import (
-    Attention, KVCache, RMSNorm, ShapeError, apply_rope, causal_attention, rope_table, shape_checked,
-)
+from llm_course.attention import Attention, KVCache, RMSNorm, apply_rope, causal_attention, rope_table
+from llm_course.shapes import ShapeError, shape_checked
 
 
 class Sizes(NamedTuple):
@@ -387,7 +386,7 @@ def test_key_heads_that_are_repeated_give_the_same(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 20, 8) for heads in (6, 2, 2))
     asked = [causal_attention(q[:, :, -newest:], k, v) for newest in (20, 3, 1)]
-    monkeypatch.setattr("llm_course.attention.asks_in_groups", lambda q: False)
+    monkeypatch.setattr("llm_course.attention.supports_gqa", lambda q: False)
     for newest, want in zip((20, 3, 1), asked): torch.testing.assert_close(causal_attention(q[:, :, -newest:], k, v), want)
 
 

@@ -103,10 +103,10 @@ def piped_process(folder: Path, *args: object) -> subprocess.Popen:
 
 def long_seed(folder: Path, tokens: int = 400) -> int:
     "A seed whose text after `Once`, at temperature 1, does not end within so many tokens."
-    from llm_course.sampling import Draft
-    from llm_course.training import load_checkpoint
+    from llm_course.sampling import TextSession
+    from llm_course.checkpoint import load_checkpoint
     checkpoint = load_checkpoint(folder / "artifacts/checkpoints/latest")
-    drafts = ((seed, Draft(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, say=None)) for seed in range(100))
+    drafts = ((seed, TextSession(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, say=None)) for seed in range(100))
     return next(seed for seed, draft in drafts if len(list(draft.write(tokens))) == tokens)
 
 
@@ -137,7 +137,8 @@ def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_
     """What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed.
 
     It has lines that fit the terminal, broken between words."""
-    from llm_course.cli import visible, width
+    from llm_course.pipeline import visible
+    from llm_course.terminal import width
     seed = long_seed(trained)
     chat = terminal("--max_new_tokens", 10**6, "--temperature", 1, "--seed", seed)
     chat.type("Once\n")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import course, fine, process, snapshot
 
-from llm_course.cli import ENOUGH
+from llm_course.pipeline import ENOUGH
 
 STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
 
@@ -28,7 +28,7 @@ def number(name: str, out: str) -> float:
 
 def packed(folder: Path) -> dict[str, tuple[int, int]]:
     "Documents and bytes of each split of a folder of shards."
-    from llm_course.packing import Manifest
+    from llm_course.shards import Manifest
     splits = Manifest.load(folder).splits
     return {name: (sum(s.documents for s in shards), sum(s.bytes for s in shards)) for name, shards in splits.items()}
 
@@ -283,7 +283,7 @@ def test_fields_of_the_config_are_flags(trained, tmp_path):
     "A field set on the command line is the field of the run."
     told = fine(course("train", "--config", "tiny", "--data", trained / "data/shards", "--n_layers=1", "--max-steps", 2,
                        "--out", "runs/one", cwd=tmp_path))
-    from llm_course.training import load_checkpoint
+    from llm_course.checkpoint import load_checkpoint
 
     assert load_checkpoint(tmp_path / "runs/one/latest", "cpu").config.model.n_layers == 1
     assert next_words(told) == ["eval", "--ckpt", "runs/one/latest", "--input", f"{trained}/data/shards"]
@@ -292,7 +292,7 @@ def test_fields_of_the_config_are_flags(trained, tmp_path):
 
 def test_resume(trained, tmp_path):
     "Stopped at 4 and resumed to 8 is 8 in one go; and where there is no checkpoint, --resume begins."
-    from llm_course.training import load_checkpoint
+    from llm_course.checkpoint import load_checkpoint
 
     flags = ["--config", "tiny", "--data", trained / "data/shards", "--decay_fraction", "0", "--precision", "fp32"]
     fine(course("train", *flags, "--max_steps", 4, "--resume", "--out", "a", cwd=tmp_path))

@@ -4,8 +4,9 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from llm_course.corpus import CourseError
-from llm_course.training import Config, config_names, from_text, load_config, make_config, read_json
+from llm_course.files import UserError
+from llm_course.config import Config, config_names, from_text, load_config, make_config
+from llm_course.files import read_json
 
 MODEL = {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_ff": 160, "vocab_size": 512, "seq_len": 64}
 
@@ -14,7 +15,7 @@ def refused(text: str, tmp_path) -> str:
     """The sentence that a config file with this text is refused with."""
     path = tmp_path / "mine.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(CourseError) as error:
+    with pytest.raises(UserError) as error:
         load_config(path)
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -91,12 +92,12 @@ def test_missing_parts_are_named(tmp_path):
 
 def test_a_config_that_does_not_exist(tmp_path):
     """The nearest name is offered; a missing file is named; a folder is no file."""
-    with pytest.raises(CourseError, match="'demo'"):
+    with pytest.raises(UserError, match="'demo'"):
         load_config("dmo")
-    with pytest.raises(CourseError, match="nowhere.json"):
+    with pytest.raises(UserError, match="nowhere.json"):
         load_config(tmp_path / "nowhere.json")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(CourseError, match="folder.json"):
+    with pytest.raises(UserError, match="folder.json"):
         load_config(tmp_path / "folder.json")
 
 
@@ -110,7 +111,7 @@ def test_a_config_as_windows_saves_it(tmp_path):
 @pytest.mark.parametrize("name", ["TINY", "Tiny", "tinY", "TINNY"])
 def test_a_config_in_other_letters(name):
     """The right one is offered, whatever the case."""
-    with pytest.raises(CourseError, match="Did you mean 'tiny'?"): load_config(name)
+    with pytest.raises(UserError, match="Did you mean 'tiny'?"): load_config(name)
 
 
 def test_overrides_are_read_as_on_the_command_line():
@@ -132,7 +133,7 @@ def test_overrides_are_read_as_on_the_command_line():
 ])
 def test_wrong_overrides_are_named(overrides, words):
     """A flag with a wrong value names the flag and says what it takes."""
-    with pytest.raises(CourseError) as error:
+    with pytest.raises(UserError) as error:
         load_config("tiny", overrides)
     assert all(word in str(error.value) for word in words), error.value
 
@@ -155,7 +156,7 @@ def test_no_config_gets_past_with_anything_but_our_error(values):
     """Whatever JSON there is in the file: a Config or a CourseError."""
     try:
         assert isinstance(make_config(values, "mine.json"), Config)
-    except CourseError:
+    except UserError:
         pass
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llm_course.corpus import (
-    Corpus, CourseError, atomic_write, between, did_you_mean, download, held_out, normalized, read_tale,
-    write_tales_corpus)
+from llm_course.corpus import Corpus, between, download, held_out, normalized, write_tales_corpus
+from llm_course.files import UserError, atomic_write, did_you_mean
+from llm_course.tales import check_tale
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1).filter(
     lambda text: not text.isspace())
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     ("a.txt", b"text", {"documents": ""}, "documents is empty"),
 ])
 def test_bad_corpora(tmp_path, name, data, options, says):
-    with pytest.raises(CourseError) as e:
+    with pytest.raises(UserError) as e:
         list(Corpus(put(tmp_path / name, data), **options))
     assert says in str(e.value) and "\n" not in str(e.value)
 
@@ -147,12 +147,12 @@ def test_replace_goes_on(tmp_path):
 
 def test_missing_and_wrong_places(tmp_path):
     put(tmp_path / "corpus.txt", "text")
-    with pytest.raises(CourseError, match="Did you mean 'corpus.txt'"):
+    with pytest.raises(UserError, match="Did you mean 'corpus.txt'"):
         Corpus(tmp_path / "corpsu.txt")
-    with pytest.raises(CourseError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         Corpus(tmp_path / "no" / "such" / "file.txt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CourseError, match="folder without"):
+    with pytest.raises(UserError, match="folder without"):
         Corpus(tmp_path / "empty")
 
 
@@ -160,7 +160,7 @@ def test_missing_and_wrong_places(tmp_path):
 def test_a_file_that_may_not_be_read(tmp_path):
     file = put(tmp_path / "a.txt", "text")
     file.chmod(0)
-    with pytest.raises(CourseError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         list(Corpus(file))
 
 
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
     file = put(tmp_path / "a.txt", "text")
     corpus = Corpus(file)
     file.unlink()
-    with pytest.raises(CourseError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         list(corpus)
 
 
@@ -192,7 +192,7 @@ def test_a_corpus_of_tales(tmp_path):
     _, other = write_tales_corpus(tmp_path / "other", n_train=20, n_val=40, seed=1)
     trained, kept = list(Corpus(train, documents="line")), list(Corpus(val, documents="line"))
     assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == ("corpus.txt", "val.txt")
-    assert all(read_tale(tale).right for tale in trained + kept)
+    assert all(check_tale(tale).right for tale in trained + kept)
     assert not set(trained) & (set(kept) | set(Corpus(other, documents="line")))
     assert Corpus(train).format == "line"
     before = train.read_bytes()
@@ -222,7 +222,7 @@ def test_atomic_write_where_nothing_can_be_written(tmp_path):
     put(tmp_path / "file", "text")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "below.txt", tmp_path / "folder"):
-        with pytest.raises(CourseError, match="cannot be written"), atomic_write(path) as f:
+        with pytest.raises(UserError, match="cannot be written"), atomic_write(path) as f:
             f.write(b"x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
@@ -283,7 +283,7 @@ def test_download(server, tmp_path):
 
 def test_download_goes_on_where_it_broke_off(server, tmp_path):
     server.limit = 100_000
-    with pytest.raises(CourseError, match="broke off after 100,000 bytes"):
+    with pytest.raises(UserError, match="broke off after 100,000 bytes"):
         download(server.url, tmp_path / "data.bin", SHA, tries=1)
     assert os.listdir(tmp_path) == ["data.bin.part"]
     assert download(server.url, tmp_path / "data.bin", SHA, tries=2).read_bytes() == DATA
@@ -304,7 +304,7 @@ def test_download_of_a_part_that_is_whole(server, tmp_path):
 
 def test_download_with_a_wrong_hash(server, tmp_path):
     "Nothing stands under the name, and the next call is not spoilt by what is left."
-    with pytest.raises(CourseError, match="300,000 bytes is [0-9a-f]{64}, not 0000"):
+    with pytest.raises(UserError, match="300,000 bytes is [0-9a-f]{64}, not 0000"):
         download(server.url, tmp_path / "data.bin", "0" * 64)
     assert os.listdir(tmp_path) == []
     assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
@@ -321,7 +321,7 @@ def test_download_after_a_part_of_something_else(server, tmp_path, part):
 def test_download_replaces_a_wrong_file_only_when_the_right_one_is_there(server, tmp_path):
     path = put(tmp_path / "data.bin", b"old")
     server.limit = 1000
-    with pytest.raises(CourseError):
+    with pytest.raises(UserError):
         download(server.url, path, SHA, tries=1)
     assert path.read_bytes() == b"old"
     server.limit = 10**9
@@ -332,12 +332,12 @@ def test_download_replaces_a_wrong_file_only_when_the_right_one_is_there(server,
     ("ftp://example.org/a", "must begin with http"), ("file:///etc/passwd", "must begin with http"),
     ("http://127.0.0.1:9/a", "cannot be downloaded"), ("http://", "cannot be downloaded")])
 def test_download_from_nowhere(tmp_path, url, says):
-    with pytest.raises(CourseError, match=says):
+    with pytest.raises(UserError, match=says):
         download(url, tmp_path / "a", SHA)
     assert not (tmp_path / "a").exists()
 
 
 def test_download_of_what_is_not_there(server, tmp_path):
-    with pytest.raises(CourseError, match="Not Found"):
+    with pytest.raises(UserError, match="Not Found"):
         download(server.url + "x", tmp_path / "a", SHA)
     assert os.listdir(tmp_path) == []

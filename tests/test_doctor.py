@@ -19,10 +19,12 @@ import torch.nn.functional as F
 
 from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
 from llm_course import attention, doctor, packing
-from llm_course.doctor import (TINY, Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log, check_numbers,
-                               check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors, ways_on, within)
-from llm_course.packing import Manifest
-from llm_course.training import pick_precision, step_folders
+from llm_course.doctor import (TINY, Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log,
+                               check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
+from llm_course.numerics import ways_on, within
+from llm_course.shards import Manifest
+from llm_course.checkpoint import step_folders
+from llm_course.device import pick_precision
 
 SHARDS, CHECKPOINTS, TOKENIZER = Path("data/shards"), Path("artifacts/checkpoints"), Path("artifacts/tokenizer/llm_spm.model")
 NEWEST, BEFORE = CHECKPOINTS / "step-000008", CHECKPOINTS / "step-000004"
@@ -221,7 +223,7 @@ def test_what_there_is_no_time_to_read_is_said(run: Path):
 
 def test_a_run_that_is_writing_is_seen(run: Path):
     "While another process holds the folder, the doctor says so."
-    code = ("from llm_course.training import claimed; from pathlib import Path\n"
+    code = ("from llm_course.files import folder_lock; from pathlib import Path\n"
             f"with claimed(Path({str(CHECKPOINTS)!r})): print(1, flush=True), input()")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=run, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -365,7 +367,7 @@ def test_a_clock_that_is_behind_is_found(run: Path):
 ])
 def test_an_attention_that_is_wrong_is_found(fault, caught, monkeypatch):
     "Kernels as a faulty build could have them (ours is sound, so they are made here): no mask, a bad short path, no gradient."
-    sound, blocks = F.scaled_dot_product_attention, attention.attention_in_blocks
+    sound, blocks = F.scaled_dot_product_attention, attention.chunked_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, **options: fault(sound, *qkv, **options))
     monkeypatch.setattr(attention, "attention_in_blocks", lambda *qkv: fault(lambda q, k, v, **_: blocks(q, k, v), *qkv))
     found = wrong(list(check_numbers(Places())))

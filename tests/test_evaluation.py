@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, read_tale, tale_log_prob, write_tales
-from llm_course.evaluation import ask, bits_by_choice, document_windows, evaluate, judge, loss_table, score, token_losses, windows
-from llm_course.gpt import GPT, ModelConfig
+from llm_course.files import UserError
+from llm_course.tales import check_tale, tale_log_prob, sample_tales
+from llm_course.evaluation import document_windows, evaluate, loss_table, score, token_losses, windows
+from llm_course.grading import ask, bits_by_choice, judge
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
 from llm_course.tokenizer import train_tokenizer
 
 SCRIPTS = {
@@ -27,7 +30,7 @@ SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def tales() -> list[str]:
-    return write_tales(7, 40)
+    return sample_tales(7, 40)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +174,7 @@ def test_bytes_are_the_utf8_length_of_the_raw_text(model, tokenizer, name):
 def test_any_text_is_counted_right(model, tokenizer, texts):
     size = sum(len(text.encode("utf-8")) for text in texts)
     if size == 0:
-        with pytest.raises(CourseError):
+        with pytest.raises(UserError):
             evaluate(model, tokenizer, texts)
     else:
         found = evaluate(model, tokenizer, texts)
@@ -215,12 +218,12 @@ def test_judge_gives_verdicts_and_the_share_that_is_right(tales):
 def test_a_question_has_one_answer_by_the_grammar_itself():
     "The text goes on with the right word only; each other word is told nowhere in it, and breaks the grammar where it stands."
     random, seen = Random(3), []
-    for tale in write_tales(11, 60):
+    for tale in sample_tales(11, 60):
         question = ask(tale, random)
         assert len(set(question.options)) == 4 and tale.startswith(f"{question.text} {question.options[question.answer]}")
         assert question.options[question.answer] in question.text
         for i, option in enumerate(question.options):
-            verdict = read_tale(f"{question.text} {option}")
+            verdict = check_tale(f"{question.text} {option}")
             begun = len(question.text) + 1
             assert (verdict.position == begun + len(option)) == (i == question.answer), (question, option, verdict)
             assert i == question.answer or option not in tale
@@ -229,13 +232,13 @@ def test_a_question_has_one_answer_by_the_grammar_itself():
 
 
 def test_questions_are_the_same_for_a_seed_and_differ_between_seeds():
-    tales = write_tales(5, 12)
+    tales = sample_tales(5, 12)
     first, again, other = ([ask(tale, random) for tale in tales] for random in (Random(1), Random(1), Random(2)))
     assert first == again != other
 
 
 def test_no_question_is_asked_about_what_is_no_tale():
-    with pytest.raises(CourseError, match="no tale"):
+    with pytest.raises(UserError, match="no tale"):
         ask("Once upon a time, no more.", Random(0))
 
 
@@ -278,18 +281,18 @@ def test_the_caller_chooses_the_precision(model, tokenizer, tales):
     ],
 )
 def test_mistakes_get_one_sentence(model, tokenizer, mistake, word):
-    with pytest.raises(CourseError, match=word) as caught:
+    with pytest.raises(UserError, match=word) as caught:
         evaluate(model, tokenizer, **mistake)
     assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_of_another_model_is_refused(tokenizer, tales):
-    with pytest.raises(CourseError, match="pieces"):
+    with pytest.raises(UserError, match="pieces"):
         evaluate(random_model(tokenizer.vocab_size + 1, 24), tokenizer, tales)
 
 
 def test_nothing_to_judge_or_to_score_is_a_sentence(model, tokenizer):
-    with pytest.raises(CourseError):
+    with pytest.raises(UserError):
         judge([])
-    with pytest.raises(CourseError):
+    with pytest.raises(UserError):
         loss_table(model, tokenizer, [])

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from traitlets.config import Config
 
-from llm_course.corpus import explain_error, feedback
+from llm_course.lessons import explain_error, feedback
 from test_layering import code_cells, exported_module
 
 ROOT = Path(__file__).parents[1]
@@ -216,7 +216,7 @@ def shell() -> Iterator[InteractiveShell]:
 @said_of_the_learner
 def test_feedback_finds_the_line_in_a_notebook(shell: InteractiveShell, body: str, said: str, capsys: pytest.CaptureFixture):
     "Cells of IPython have lines, too, though no file holds them."
-    for cell in (STUB + body, "from llm_course.corpus import feedback" + CHECK, "print(feedback(check_twice, twice))"):
+    for cell in (STUB + body, "from llm_course.lessons import feedback" + CHECK, "print(feedback(check_twice, twice))"):
         shell.run_cell(cell).raise_error()
     assert capsys.readouterr().out.strip() == said
 

@@ -21,11 +21,15 @@ import torch
 from conftest import Outcome, course, fine, snapshot
 from running import PATIENCE, ROOT, running
 
-from llm_course.corpus import RECORD, CourseError, atomic_write, download, write_tales
-from llm_course.packing import write_shards
+from llm_course.corpus import download
+from llm_course.files import RECORD, UserError, atomic_write
+from llm_course.tales import sample_tales
+from llm_course.shards import write_shards
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, load_checkpoint, load_config, newest_checkpoint, open_shards, read_log,
-                                 save_checkpoint, start_run, step_folders, train)
+from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, save_checkpoint, step_folders
+from llm_course.config import load_config
+from llm_course.resilience import start_run, train
+from llm_course.training import open_shards, read_log
 
 # Downloads, from a server on this machine that does what it is told
 
@@ -155,7 +159,7 @@ FAILS = {  # the answers, what the sentence says, and how many bytes are kept fo
 def test_a_download_fails_where_a_server(script, told, kept, scripted, tmp_path):
     "One sentence says what happened; nothing stands under the name, what came stays aside, and the next call needs no help."
     url, _ = scripted(*script)
-    with pytest.raises(CourseError, match=told) as error:
+    with pytest.raises(UserError, match=told) as error:
         download(url, tmp_path / "book.bin", SHA, timeout=0.3)
     assert url in str(error.value) and "\n" not in str(error.value)
     assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == ({} if kept is None else {"book.bin.part": kept})
@@ -165,7 +169,7 @@ def test_a_download_fails_where_a_server(script, told, kept, scripted, tmp_path)
 
 def test_a_download_whose_file_has_changed_since(scripted, tmp_path):
     "The part of the old file is thrown away, and the new one is fetched whole in the same call."
-    with pytest.raises(CourseError):
+    with pytest.raises(UserError):
         download(scripted(cut(1000, OTHER))[0], tmp_path / "book.bin", SHA, tries=1, timeout=0.3)
     url, asked = scripted(whole(), cut(10), whole())
     assert download(url, tmp_path / "book.bin", SHA).read_bytes() == BOOK and asked == ["bytes=1000-", None, "bytes=10-"]
@@ -181,7 +185,7 @@ def test_a_range_that_is_refused(scripted, tmp_path):
 @pytest.mark.parametrize("url", ["http://a..b/c", "http://[::1/c", "http://127.0.0.1/a b", "http://127.0.0.1:x/"])
 def test_a_download_from_what_is_no_url(url, tmp_path):
     "It is said so."
-    with pytest.raises(CourseError, match="not a URL|not a valid"):
+    with pytest.raises(UserError, match="not a URL|not a valid"):
         download(url, tmp_path / "book.bin", SHA)
 
 
@@ -195,9 +199,9 @@ def test_a_pipe_is_not_replaced(behind_a_link, scripted, tmp_path):
     if behind_a_link:
         (link := tmp_path / "link").symlink_to(place)
     named = link if behind_a_link else place
-    with pytest.raises(CourseError, match="cannot be written: it is a device, a pipe or a socket"), atomic_write(named):
+    with pytest.raises(UserError, match="cannot be written: it is a device, a pipe or a socket"), atomic_write(named):
         raise AssertionError("the block must not run")
-    with pytest.raises(CourseError, match="a device, a pipe"):
+    with pytest.raises(UserError, match="a device, a pipe"):
         download(scripted(whole())[0], named, SHA)
     assert stat.S_ISFIFO(place.stat().st_mode) and os.listdir(tmp_path).count("pipe") == 1
     assert len(os.listdir(tmp_path)) == 1 + behind_a_link
@@ -366,7 +370,7 @@ def test_latest_where_links_are_refused_and_the_disk_is_full(trained, disk, monk
     run.step = 1
     size = sum(file.stat().st_size for file in (out / "step-000000").iterdir())
     small.fill(leave=int(1.5 * size))
-    with pytest.raises(CourseError, match=r"latest cannot be written: .*No space left on device"):
+    with pytest.raises(UserError, match=r"latest cannot be written: .*No space left on device"):
         save_checkpoint(run, out)
     assert load_checkpoint(out / "step-000001").step == 1 and load_checkpoint(out / "latest").step == 0
     small.make_room()
@@ -564,7 +568,7 @@ def test_out_of_memory_says_what_fits(trained, tmp_path):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable, Path]]:
     "Shards and a checkpoint so small that they can be read again for each bit; and how each is loaded."
-    folder, documents = tmp_path_factory.mktemp("bits"), write_tales(0, 40)
+    folder, documents = tmp_path_factory.mktemp("bits"), sample_tales(0, 40)
     write_shards(documents[:30], train_tokenizer(documents, 330), folder / "shards", val_documents=documents[30:], seq_len=16)
     fields = {"n_layers": 1, "d_model": 4, "n_heads": 1, "n_kv_heads": 1, "d_ff": 4, "seq_len": 16,
               "max_steps": 1, "precision": "fp32", "batch_size": 2}
@@ -600,7 +604,7 @@ def undetected(load: Callable, folder: Path, name: str, many: int) -> list[str]:
             try:
                 load(folder)
                 found.append(fault)
-            except CourseError as error:
+            except UserError as error:
                 if name not in str(error):
                     found.append(f"{fault}: {error}")
             except Exception as error:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import gpt
-from llm_course.attention import POSITIONS_KEPT, ShapeError, rope_table
-from llm_course.corpus import CourseError
-from llm_course.gpt import GPT, HF_NAMES, Block, ModelConfig, linear_cross_entropy, thrifty
+from llm_course.attention import POSITIONS_KEPT, rope_table
+from llm_course.shapes import ShapeError
+from llm_course.files import UserError
+from llm_course.config import HF_NAMES, ModelConfig
+from llm_course.gpt import GPT, Block, linear_cross_entropy, with_memory_budget
 
 SMALL = dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40, vocab_size=53, seq_len=16, head_dim=10)
 CONFIGS = {path.name.removesuffix(".json"): json.loads(path.read_text())
@@ -228,7 +230,7 @@ def test_a_seed_decides_the_first_weights():
     ({"tie_embeddings": 1}, "tie_embeddings is 1"), ({"d_ff": None}, "d_ff is None"),
 ])
 def test_a_wrong_config_gets_a_sentence_that_begins_with_the_field(changes, words):
-    with pytest.raises(CourseError) as error:
+    with pytest.raises(UserError) as error:
         ModelConfig(**{**SMALL, **changes})
     assert str(error.value).startswith(words) and str(error.value).endswith(".")
 
@@ -240,7 +242,7 @@ def test_a_wrong_config_gets_a_sentence_that_begins_with_the_field(changes, word
 ])
 def test_a_config_of_another_model_is_refused(changes, word):
     "Rather than loaded and computed wrong."
-    with pytest.raises(CourseError, match=word):
+    with pytest.raises(UserError, match=word):
         ModelConfig.from_hf({**ModelConfig(**SMALL).to_hf(), **changes})
 
 
@@ -248,7 +250,7 @@ def test_a_config_of_another_model_is_refused(changes, word):
 def test_a_config_with_a_hole_is_refused(name):
     config = ModelConfig(**SMALL).to_hf()
     del config[name]
-    with pytest.raises(CourseError, match=name):
+    with pytest.raises(UserError, match=name):
         ModelConfig.from_hf(config)
 
 
@@ -273,18 +275,18 @@ def test_the_last_logits_alone_are_the_last_of_all():
 
 @pytest.mark.parametrize("bad", [53, -1])
 def test_a_token_outside_the_vocabulary_gets_a_sentence(bad):
-    with pytest.raises(CourseError, match=f"Token id {bad} is outside"):
+    with pytest.raises(UserError, match=f"Token id {bad} is outside"):
         GPT(ModelConfig(**SMALL))(torch.tensor([[1, bad, 2]]))
 
 
 def test_too_long_a_sequence_gets_a_sentence():
     "Also when it becomes too long by way of the cache."
     model = GPT(ModelConfig(**SMALL))
-    with pytest.raises(CourseError, match="17 tokens, and this model reads 16"):
+    with pytest.raises(UserError, match="17 tokens, and this model reads 16"):
         model(torch.zeros(1, 17, dtype=torch.long))
     cache = model.make_cache(batch=1)
     model(torch.zeros(1, 16, dtype=torch.long), cache=cache)
-    with pytest.raises(CourseError, match="17 tokens"):
+    with pytest.raises(UserError, match="17 tokens"):
         model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
 
 
@@ -310,7 +312,7 @@ def test_the_loss_some_rows_at_a_time_is_pytorchs(rows: int, vocab: int, left_ou
     x, head = torch.randn(rows, 6, requires_grad=True), torch.randn(vocab, 6, requires_grad=True)
     targets = torch.randint(vocab, (rows,)).where(torch.rand(rows) >= left_out, -100)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        with mock.patch.object(gpt, "softener", lambda fused: gpt.soften_by_comparing if in_one else gpt.soften):
+        with mock.patch.object(gpt, "softener", lambda fused: gpt.fused_cross_entropy_by_comparing_ if in_one else gpt.fused_cross_entropy_):
             ours = linear_cross_entropy(x, head, targets)
         plain = F.cross_entropy(F.linear(x, head).float(), targets)
     assert ours.dtype == torch.float32 and "LinearCrossEntropy" in type(ours.grad_fn).__name__
@@ -377,7 +379,7 @@ def test_a_compiled_block_keeps_its_products_and_little_else():
         with FlopCounterMode(display=False) as counter: out.sum().backward()
         return kept, counter.get_total_flops()
 
-    (alone, operations), (thrifty_, same) = cost(block), cost(partial(thrifty, block))
+    (alone, operations), (thrifty_, same) = cost(block), cost(partial(with_memory_budget, block))
     assert thrifty_ <= 0.7 * alone and same == operations
 
 

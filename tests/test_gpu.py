@@ -8,9 +8,12 @@ from conftest import course, fine
 from torch.nn import functional as F
 
 from llm_course.attention import causal_attention
-from llm_course.gpt import GPT, LinearCrossEntropy, ModelConfig
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT, LinearCrossEntropy
 from llm_course.sampling import GraphDecoder, generate, reader
-from llm_course.training import load_config, read_log, start_run, train, train_step
+from llm_course.config import load_config
+from llm_course.resilience import start_run, train
+from llm_course.training import read_log, train_step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = "cuda"
@@ -81,11 +84,11 @@ def test_attention_on_a_gpu(heads, dtype, tolerance):
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("muon_lr", [0.0, 10.0])
-def test_a_gpu_learns_as_a_processor_does(trained: Path, compile, muon_lr):
+def test_a_gpu_learns_as_a_processor_does(trained: Path, compile, muon_lr_scale):
     "Ten steps of the same run in fp32: the same losses, up to rounding; and in bf16 nearly."
     losses = {}
     for device, precision in (("cpu", "fp32"), (GPU, "fp32"), (GPU, "bf16")):
-        config = load_config("tiny", {"precision": precision, "max_steps": 10, "warmup_steps": 2, "muon_lr": muon_lr,
+        config = load_config("tiny", {"precision": precision, "max_steps": 10, "warmup_steps": 2, "muon_lr": muon_lr_scale,
                                       "compile": compile and device == GPU, "seq_len": 64})
         run = start_run(config, trained / "data/shards", torch.device(device), say=lambda text: None)
         losses[device, precision] = [train_step(run)[0] for _ in range(10)]
@@ -118,6 +121,6 @@ def test_the_command_line_finds_the_gpu(trained: Path, tmp_path: Path):
 
 
 def test_a_plan_for_the_gpu_here():
-    from llm_course.speed import plan
+    from llm_course.planner import plan
     made = plan(load_config("tiny"), device="cuda")
     assert made.device.source == "measured" and made.fits and made.seconds > 0

@@ -27,25 +27,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import Corpus, CourseError, write_tales
-from llm_course.gpt import ModelConfig
-from llm_course.packing import Manifest, Shards, TokenFiles, read_ends, read_index, sealed, write_ends, write_index, write_shards
+from llm_course.corpus import Corpus
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.config import ModelConfig
+from llm_course.preparation import TokenFiles
+from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.training import (
-    Config,
-    Stages,
-    TrainingConfig,
-    json_bytes,
-    load_checkpoint,
-    load_config,
-    pick_device,
-    prune,
-    read_json,
-    read_log,
-    resume_run,
-    start_run,
-    train,
-)
+from llm_course.checkpoint import json_bytes, load_checkpoint, prune, resume_run
+from llm_course.config import Config, TrainingConfig, load_config
+from llm_course.device import pick_device
+from llm_course.files import read_json
+from llm_course.pipeline import StageCache
+from llm_course.resilience import start_run, train
+from llm_course.training import read_log
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 
@@ -87,7 +82,7 @@ def resumes(folder: Path) -> None:
         KEPT["run"] = start_run(load_config(folder / "run.json"), folder / "shards", pick_device("cpu"), say=quiet)
     run = KEPT["run"]
     resume_run(run, folder / "step-000002", quiet)
-    assert all(type(count) is int for count in (run.step, run.max_steps, run.skipped, run.in_a_row))
+    assert all(type(count) is int for count in (run.step, run.max_steps, run.skipped, run.consecutive_skips))
     assert 0 <= run.step <= run.max_steps
     assert type(run.sequences) is int and type(run.tokens) is float and 0 <= run.sequences and 0 <= run.tokens
     for optimizer in run.optimizers:
@@ -98,7 +93,7 @@ def resumes(folder: Path) -> None:
 
 def reads_shards(folder: Path) -> None:
     for split in Manifest.load(folder).splits:
-        shards = Shards(folder, split)
+        shards = TokenDataset(folder, split)
         assert shards.tokens >= 0 and shards.documents >= 0, "there are fewer than none"
         for i in {0, len(shards) // 2, len(shards) - 1} & set(range(min(len(shards), 10**6))):
             assert shards[i].shape == (shards.seq_len + 1,)
@@ -138,10 +133,10 @@ def reads_corpus(folder: Path) -> None:
             try:
                 for document in Corpus(folder / name, form, errors):
                     assert document and "\0" not in document or form == "auto" and name == "x.jsonl"
-            except CourseError as error:
+            except UserError as error:
                 refusal = str(error)  # the error itself would keep the text alive
     if refusal:
-        raise CourseError(refusal)
+        raise UserError(refusal)
 
 
 def reads_log(folder: Path) -> None:
@@ -152,7 +147,7 @@ def reads_log(folder: Path) -> None:
 
 
 def reads_stages(folder: Path) -> None:
-    Stages(folder / "stages.json", False, quiet).unchanged("corpus", [folder], {"n": 1})
+    StageCache(folder / "stages.json", False, quiet).unchanged("corpus", [folder], {"n": 1})
 
 
 def reads_object(folder: Path) -> None:
@@ -235,7 +230,7 @@ def serve(pipe: object) -> None:
             inside = os.path.realpath(folder)
             READERS[name](Path(folder))
             answer = "taken"
-        except CourseError as error:
+        except UserError as error:
             answer = "refused" if str(error).strip() else "refused without a word"
         except BaseException as error:
             ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "llm_course" in frame.filename]
@@ -305,7 +300,7 @@ def reading() -> Iterator[Reading]:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A finished run of a very small model: shards, two checkpoints, a log; and the same model as a folder of another program."
-    root, tales = tmp_path_factory.mktemp("good"), write_tales(0, 60)
+    root, tales = tmp_path_factory.mktemp("good"), sample_tales(0, 60)
     tokenizer = train_tokenizer(tales, 400, say=quiet)
     write_shards(tales[:50], tokenizer, root / "shards", val_documents=tales[50:], seq_len=16, shard_tokens=2500)
     shape = ModelConfig(n_layers=1, d_model=8, n_heads=2, n_kv_heads=1, d_ff=12, vocab_size=tokenizer.vocab_size, seq_len=16)
@@ -330,12 +325,12 @@ def seal(folder: Path, *names: str, **fields: object) -> None:
     for name in names:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
-    (folder / "manifest.json").write_bytes(json_bytes(sealed({**manifest, **fields})))
+    (folder / "manifest.json").write_bytes(json_bytes(with_checksum({**manifest, **fields})))
 
 
 def seal_shards(manifest: object) -> bytes:
     "The manifest of shards with a seal of its own."
-    return json.dumps(sealed(manifest) if isinstance(manifest, dict) else manifest, indent=1).encode() + b"\n"
+    return json.dumps(with_checksum(manifest) if isinstance(manifest, dict) else manifest, indent=1).encode() + b"\n"
 
 
 # Changes: of bytes, of JSON, of safetensors, of pickles, of protocol buffers
@@ -642,7 +637,7 @@ def test_checkpoint_manifest(reading: Reading, good: Path, place: Path) -> None:
     folder, data = copied(good / "run/step-000004", place), (good / "run/step-000004/manifest.json").read_bytes()
 
     def resealed(manifest: object) -> bytes:
-        return json_bytes(sealed(manifest) if isinstance(manifest, dict) else manifest)
+        return json_bytes(with_checksum(manifest) if isinstance(manifest, dict) else manifest)
 
     @fuzzed
     @given(st.one_of(*[twisted(json.loads(data)).map(resealed)] * 3, hostile_json(data)))

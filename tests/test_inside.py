@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError
-from llm_course.gpt import GPT, ModelConfig
-from llm_course.inside import attention_weights, changed, head_writes, lens, places, recorded
+from llm_course.files import UserError
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
+from llm_course.interpret import attention_weights, changed, ov_logits, lens, places, recorded
 from llm_course.sampling import generate, hooked
 
 
@@ -65,7 +66,7 @@ def test_the_weights_are_those_that_the_heads_use(model, T):
 def test_what_heads_write_adds_up_to_what_attention_adds(model):
     "A text of one token leaves attention nothing else to look at, so its first block adds what the heads write for that token."
     ids = torch.arange(31)
-    written = sum(head_writes(model, 0, head, ids) for head in range(model.config.n_heads))
+    written = sum(ov_logits(model, 0, head, ids) for head in range(model.config.n_heads))
     added = recorded(model, ids[:, None], "attention.0")["attention.0"][:, 0]
     with torch.no_grad(): torch.testing.assert_close(written, F.linear(added * model.model.norm.weight, model.head), atol=1e-5, rtol=1e-4)
 
@@ -126,6 +127,6 @@ def test_every_place_has_all_positions():
 def test_a_mistake_is_a_sentence(changes, said):
     "And leaves no hook behind."
     model, ids = a_model(), some_ids(6)
-    with pytest.raises(CourseError, match=said), changed(model, {"mlp.1": torch.zeros_like, **changes}): model(ids)
+    with pytest.raises(UserError, match=said), changed(model, {"mlp.1": torch.zeros_like, **changes}): model(ids)
     with torch.no_grad(): assert torch.equal(model(ids), recorded(model, ids)["logits"])
     assert not hooked(model)

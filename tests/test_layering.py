@@ -129,8 +129,8 @@ def test_only_what_compiles_loads_the_compiler():
         from {PACKAGE}.training import TrainingConfig, accumulate, load_config, make_optimizers
         from {PACKAGE}.gpt import GPT
         model, ids = GPT(load_config("tiny").model), torch.zeros(1, 64, dtype=torch.long)
-        for muon_lr in (0.0, 7.0):
-            optimizers = make_optimizers(model, TrainingConfig(muon_lr=muon_lr))
+        for muon_lr_scale in (0.0, 7.0):
+            optimizers = make_optimizers(model, TrainingConfig(muon_lr_scale=muon_lr_scale))
             accumulate(model, ids, ids, 1)
             for optimizer in optimizers:
                 optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())

@@ -15,8 +15,8 @@ import pytest
 from conftest import SCALE, Outcome, course
 
 from llm_course.cli import main
-from llm_course.gpt import ModelConfig
-from llm_course.training import LIMITS, TrainingConfig
+from llm_course.config import ModelConfig
+from llm_course.config import LIMITS, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="what runs for ever is stopped by an alarm, which is POSIX")
 COMMANDS = {  # what makes a subcommand small

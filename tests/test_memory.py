@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, course, fine
 
-from llm_course.corpus import write_tales
-from llm_course.packing import Shards, Tokenized, get_batch, write_shards
+from llm_course.tales import sample_tales
+from llm_course.packing import get_batch
+from llm_course.shards import TokenDataset, Tokenized, write_shards
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import load_config, train
+from llm_course.config import load_config
+from llm_course.resilience import train
 
 STATUS = "/proc/{}/status"
 pytestmark = [
@@ -34,14 +36,14 @@ def memory(field: str, pid: int | str = "self") -> float:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(write_tales(0, 300), 600, say=lambda line: None)
+    return train_tokenizer(sample_tales(0, 300), 600, say=lambda line: None)
 
 
 def test_ten_thousand_batches(tokenizer, tmp_path: Path) -> None:
     "Batches from a shard of 400 MB: nothing is kept. (Pages of the mapped file are not counted: the system takes them back.)"
     ids = np.random.default_rng(0).integers(2, tokenizer.vocab_size, 2_000_000).astype("<u2")
     write_shards((Tokenized("", ids) for _ in range(100)), tokenizer, tmp_path / "s", val_documents=[], seq_len=512)
-    shards, seen = Shards(tmp_path / "s"), []
+    shards, seen = TokenDataset(tmp_path / "s"), []
     for step in range(10_500):
         get_batch(shards, step, 16, seed=0)
         if step % 500 == 499:
@@ -52,7 +54,7 @@ def test_ten_thousand_batches(tokenizer, tmp_path: Path) -> None:
 
 def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
     "A real run: steps, log, validation, samples and checkpoints."
-    tales, seen = write_tales(0, 300), []
+    tales, seen = sample_tales(0, 300), []
     write_shards(tales[:280], tokenizer, tmp_path / "s", val_documents=tales[280:], seq_len=32)
     config = load_config(
         "tiny",
@@ -88,7 +90,7 @@ def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
 
 def write_corpus(path: Path, megabytes: int) -> Path:
     "A corpus of so many megabytes, in documents of which no two are the same."
-    block, size, number = write_tales(0, 2000), 0, 0
+    block, size, number = sample_tales(0, 2000), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         while size < megabytes * 1e6:

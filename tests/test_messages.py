@@ -17,8 +17,12 @@ import pytest
 from conftest import PATIENCE, ROOT, Outcome, course, fine, words_of
 from tqdm import tqdm
 
-from llm_course.corpus import MessageStream, message_stream, print_message
-from llm_course.training import load_checkpoint, load_config, newest_checkpoint, read_log, train, train_on_tales
+from llm_course.files import MessageStream, message_stream, print_message
+from llm_course.checkpoint import load_checkpoint, newest_checkpoint
+from llm_course.config import load_config
+from llm_course.pipeline import train_on_tales
+from llm_course.resilience import train
+from llm_course.training import read_log
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file descriptors as POSIX has them")
 KINDS = ["full", "closed", "gone"]
@@ -248,7 +252,8 @@ def test_a_notebook_is_told_what_goes_on(tmp_path):
     ("llm_course/__main__.py", False, f"{shlex.quote(sys.executable)} -m llm_course"), ("somebody/script.py", False, "llm-course")])
 def test_commands_are_named_as_a_shell_finds_them(typed, on_path, called, tmp_path, monkeypatch):
     "By the name alone where that is on the PATH and means this program, else as it was started: `make demo` activates no environment."
-    from llm_course.cli import next_command, runnable
+    from llm_course.cli import next_command
+    from llm_course.terminal import runnable
     (tmp_path / typed).parent.mkdir(parents=True)
     (tmp_path / typed).touch(mode=0o755)
     monkeypatch.chdir(tmp_path)

@@ -15,11 +15,14 @@ from conftest import PATIENCE, ROOT, course, fine, snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, held_out, normalized, write_tales
-from llm_course.packing import Shards, TokenFiles, write_shards
+from llm_course.corpus import held_out, normalized
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.preparation import TokenFiles
+from llm_course.shards import TokenDataset, write_shards
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
 
-TALES = write_tales(0, 300)
+TALES = sample_tales(0, 300)
 HANZI = [chr(i) for first, last in ((0x4E00, 0xA000), (0x3400, 0x4DC0), (0x20000, 0x2A6E0)) for i in range(first, last)][:65_600]
 TRAPS = ["</s>", "<unk>", "<s>", "</ s>", "<0x41>", "\u2581", " ", "\r\n", "\n", "\t", "\0", "\ufeff", "a", "Once upon", "東", "🦊"]
 TEXTS = st.one_of(st.text(max_size=20), st.lists(st.sampled_from(TRAPS) | st.characters(codec="utf-8"), max_size=8).map("".join))
@@ -63,7 +66,7 @@ def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [tokenizer.encode_document(text) for text in texts]
 
 
-def documents_of(shards: Shards) -> list[list[int]]:
+def documents_of(shards: TokenDataset) -> list[list[int]]:
     return [shards.document(j).tolist() for j in range(shards.documents)]
 
 
@@ -172,7 +175,7 @@ def test_the_same_shards_either_way(tmp_path, tokenizer, datatrove):
         assert snapshot(tmp_path / f"ours {i}") == snapshot(tmp_path / f"theirs {i}")
         assert files.mended == 3
     held = encoded(tokenizer, [text for text in read if held_out(text, 0.1)])
-    assert documents_of(Shards(tmp_path / "theirs 1", "val")) == held != []
+    assert documents_of(TokenDataset(tmp_path / "theirs 1", "val")) == held != []
 
 
 def test_what_else_datatrove_writes(tmp_path, tokenizer, datatrove):
@@ -193,7 +196,7 @@ def test_what_else_datatrove_writes(tmp_path, tokenizer, datatrove):
 def test_settings_that_lose_documents(tmp_path, tokenizer, datatrove, options, sentence):
     """Where datatrove was told not to say, or not to keep, where documents end, the sentence says what to tell it."""
     datatrove(TALES[:20], tmp_path, **options)
-    with pytest.raises(CourseError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         write_shards(TokenFiles(tmp_path, tokenizer).tokenized(), tokenizer, tmp_path / "s", seq_len=32)
     assert not (tmp_path / "s").exists()
 
@@ -201,15 +204,16 @@ def test_settings_that_lose_documents(tmp_path, tokenizer, datatrove, options, s
 @pytest.mark.parametrize("other", [500, 600, 700])
 def test_another_tokenizer(tmp_path, tokenizer, datatrove, other):
     """Tokens of another tokenizer are refused, whether its vocabulary is smaller, as large, or larger."""
-    another = train_tokenizer(write_tales(7, 100) + ["quite another language"] * 50, other)
+    another = train_tokenizer(sample_tales(7, 100) + ["quite another language"] * 50, other)
     datatrove(TALES[:20], tmp_path, tokenizer_name_or_path=tokenizer_json(another, tmp_path))
-    with pytest.raises(CourseError, match="the work of another tokenizer"):
+    with pytest.raises(UserError, match="the work of another tokenizer"):
         list(TokenFiles(tmp_path, tokenizer))
 
 
 def test_train_on_what_datatrove_wrote(tmp_path, tokenizer, datatrove):
     """The real training runs on the result."""
-    from llm_course.training import load_config, train
+    from llm_course.config import load_config
+    from llm_course.resilience import train
 
     datatrove(TALES[:50], tmp_path / "tokens", shuffle_documents=True)
     write_shards(TokenFiles(tmp_path / "tokens", tokenizer).tokenized(), tokenizer, tmp_path / "s", val_fraction=0.1, seq_len=32)
@@ -244,5 +248,5 @@ def test_the_script_in_the_readme(tmp_path):
     assert f"{len(texts)} documents" in said and "Mended: 1 document whose" in said
     fine(course("prepare", "--input", "data/raw/*.jsonl", "--val", "data/shards/val.txt", "--out_dir", "of_text", cwd=tmp_path))
     for split in ("train", "val"):
-        tokens, text = (documents_of(Shards(tmp_path / folder, split)) for folder in ("data/shards", "of_text"))
+        tokens, text = (documents_of(TokenDataset(tmp_path / folder, split)) for folder in ("data/shards", "of_text"))
         assert sorted(tokens) == sorted(text) and tokens, "shuffled by the way, but the same documents"

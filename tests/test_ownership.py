@@ -8,8 +8,8 @@ import pytest
 from conftest import PATIENCE, course, fine
 
 from llm_course import corpus
-from llm_course.corpus import (
-    RECORD, CourseError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours, write_tales_corpus)
+from llm_course.corpus import write_tales_corpus
+from llm_course.files import RECORD, UserError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours
 
 
 def written(path: Path, text: str = "ours") -> Path:
@@ -53,7 +53,7 @@ def test_a_file_is_ours_as_long_as_it_is_as_we_wrote_it(tmp_path, change):
     if ours or not os.path.lexists(path):
         check_ours(path)
         return
-    with pytest.raises(CourseError, match=r"a\.txt (is not from|has been changed since) this program.*--force"):
+    with pytest.raises(UserError, match=r"a\.txt (is not from|has been changed since) this program.*--force"):
         check_ours(path)
     check_ours(path, force=True)
 
@@ -62,7 +62,7 @@ def test_writing_again_needs_no_force_and_writing_over_others_does(tmp_path):
     "Ours is replaced at will; another's is left as it is, bit for bit, and becomes ours with force."
     assert written(written(tmp_path / "new" / "a.txt"), "ours, again").read_text() == "ours, again"
     theirs = by_hand(tmp_path / "b.txt")
-    with pytest.raises(CourseError, match="b.txt is not from this program"):
+    with pytest.raises(UserError, match="b.txt is not from this program"):
         with write_ours(theirs, what="a text"):
             raise AssertionError("nothing may be written")
     assert theirs.read_bytes() == b"theirs" and set(os.listdir(tmp_path)) == {"b.txt", "new"}
@@ -142,7 +142,7 @@ def test_programs_that_write_to_one_folder_take_turns(tmp_path):
 def test_tales_replace_no_text_of_somebody_else(tmp_path, name):
     "Neither text is touched when either is somebody's; with force both are tales, and then they are ours."
     by_hand(tmp_path / name, b"Once upon a time, there was my only copy.\n")
-    with pytest.raises(CourseError, match=f"{name} is not from this program"):
+    with pytest.raises(UserError, match=f"{name} is not from this program"):
         write_tales_corpus(tmp_path, n_train=3, n_val=1)
     assert os.listdir(tmp_path) == [name]
     for options in ({"force": True}, {}, {"seed": 1}):
@@ -157,11 +157,11 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
 
     def full(target, *args):
         if Path(target).name == RECORD:
-            raise CourseError(f"{target} cannot be written: No space left on device.")
+            raise UserError(f"{target} cannot be written: No space left on device.")
         return atomic_write(target, *args)
 
     monkeypatch.setattr(corpus, "atomic_write", full)
-    with pytest.raises(CourseError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         written(path, "new")
     assert path.read_text() == "old" and is_ours(path)
 
@@ -183,13 +183,14 @@ def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
     "One line names the file and --force; what the user had is as it was, even if it looks as if we had written it."
     path, words = tmp_path / COMMANDS[case][0], COMMANDS[case][1]
     path.parent.mkdir(parents=True)
-    mine = by_hand(path, f"{corpus.write_tales(5, 1)[0]}\n".encode()).read_bytes()
-    (tmp_path / "in.txt").write_text("\n".join(corpus.write_tales(0, 20)))
+    mine = by_hand(path, f"{corpus.sample_tales(5, 1)[0]}\n".encode()).read_bytes()
+    (tmp_path / "in.txt").write_text("\n".join(corpus.sample_tales(0, 20)))
     done = course(*words, cwd=tmp_path)
     assert done.code == 2 and len(done.lines) == 1 and path.name in done.lines[0] and "--force" in done.lines[0], done.err
     assert path.read_bytes() == mine and not (path.parent / "checkpoints").exists()
     if words[0] == "demo":  # and not its 200 stories
-        from llm_course.training import load_config, train_on_tales
+        from llm_course.config import load_config
+        from llm_course.pipeline import train_on_tales
         train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, say=lambda line: None)
     else:
         fine(course(*words, "--force", cwd=tmp_path))

@@ -15,7 +15,7 @@ from IPython.core.formatters import DisplayFormatter  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from llm_course.corpus import Picture, few_colours, ink_on  # noqa: E402
+from llm_course.lessons import Picture, few_colours, ink_on  # noqa: E402
 
 
 def drawn(figure: Figure) -> Figure:

@@ -15,8 +15,9 @@ from test_training import pack, same_files, told
 
 from conftest import PATIENCE, ROOT, Outcome, course, fine, process
 from running import running
-from llm_course.corpus import write_tales
-from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
+from llm_course.tales import sample_tales
+from llm_course.checkpoint import load_checkpoint, newest_checkpoint, step_folders
+from llm_course.training import read_log
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes of torchrun in /proc")
 
@@ -27,7 +28,7 @@ FLAGS = ("train --config tiny --data shards --resume --save_every 5 --sample_eve
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `shards`, whose name has a space."""
-    tales, folder = write_tales(0, 400), tmp_path_factory.mktemp("several processes")
+    tales, folder = sample_tales(0, 400), tmp_path_factory.mktemp("several processes")
     pack(tales[:380], tales[380:], folder / "shards")
     return folder
 

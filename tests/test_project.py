@@ -140,7 +140,7 @@ def test_make_installs_within_the_constraints_of_ci(there: bool, tmp_path: Path)
     planned = subprocess.run(["make", "-n", "demo", "VENV=new"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     line = next(line for line in planned.stdout.splitlines() if "pip install" in line)
     assert ("--constraint .ci/constraints.txt" in line) == there and line.endswith('-e ".[dev]"'), planned
-    from llm_course.doctor import torch_wanted, within
+    from llm_course.numerics import torch_wanted, within
     bounds = torch_wanted().removeprefix("torch")
     assert f"torch{bounds}" in settings()["requirements"].split("\n") and within("2.14.1", bounds) and not within("2.15.0", bounds)
     ours = re.search(r"^torch(.*)$", (ROOT / ".ci/constraints.txt").read_text(), re.M)[1]
@@ -224,7 +224,7 @@ def test_help_names_every_stage():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_by_name_and_by_path(path: Path):
-    from llm_course.training import load_config
+    from llm_course.config import load_config
     assert load_config(path.stem) == load_config(path)
 
 
@@ -314,8 +314,8 @@ def plain(flag: str) -> str:
 def config_fields() -> set[str]:
     "Names of the config's fields, each of which is a flag of `train`, `plan` and `demo`."
     from dataclasses import fields
-    from llm_course.gpt import ModelConfig
-    from llm_course.training import TrainingConfig
+    from llm_course.config import ModelConfig
+    from llm_course.config import TrainingConfig
     return {field.name for part in (ModelConfig, TrainingConfig) for field in fields(part)}
 
 
@@ -365,7 +365,7 @@ def defines(test: str) -> bool:
 
 def test_parameter_counts_in_the_readme_are_right():
     "The table of configs names the parameters of each as the formula counts them."
-    from llm_course.training import load_config
+    from llm_course.config import load_config
     rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     said = {name: re.search(r"([\d,]{7,})", row)[1].replace(",", "") for name, row in rows if name in {p.stem for p in CONFIGS}}
     assert set(said) == {path.stem for path in CONFIGS}

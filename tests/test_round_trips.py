@@ -13,8 +13,11 @@ from conftest import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, held_out, write_tales
-from llm_course.packing import Shards, Tokenized, get_batch, write_shards
+from llm_course.corpus import held_out
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.packing import get_batch
+from llm_course.shards import TokenDataset, Tokenized, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 CASES = int(os.environ.get("LLM_COURSE_CASES", 500))  # `make fuzz` asks for more
@@ -80,7 +83,7 @@ def tokenizers() -> list[Tokenizer]:
         if code not in (0, 0x2581, 0x2585)
     ]
     return [
-        train_tokenizer(write_tales(0, 100), 700, say=quiet),
+        train_tokenizer(sample_tales(0, 100), 700, say=quiet),
         train_tokenizer([" ".join(every[i::7]) for i in range(7)] * 3 + WORDS, 1500, say=quiet),
         train_tokenizer(["a"], 300, say=quiet),
     ]
@@ -123,7 +126,7 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
     def learned(order: list[str]) -> bytes | str:
         try:
             return train_tokenizer(order, 350 + len(set("".join(documents))), sample_bytes=limit, say=quiet).model
-        except CourseError as error:
+        except UserError as error:
             return str(error)
 
     assert learned(documents) == (found := learned(random.Random(seed).sample(documents, len(documents))))
@@ -142,13 +145,13 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
 def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     "Threads, hash seed and locale of the process do not stand in the model."
     code = (
-        "import random; from llm_course.corpus import write_tales; from llm_course.tokenizer import train_tokenizer\n"
+        "import random; from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer\n"
         "tales = write_tales(0, 300); random.shuffle(tales)\n"
         "print(train_tokenizer(tales, 900, sample_bytes=150_000, say=lambda line: None).sha256)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == train_tokenizer(write_tales(0, 300), 900, sample_bytes=150_000, say=quiet).sha256
+    assert done.stdout.strip() == train_tokenizer(sample_tales(0, 300), 900, sample_bytes=150_000, say=quiet).sha256
 
 
 # Documents
@@ -174,7 +177,7 @@ def test_a_split_conserves_documents(
     manifest = write_shards(documents, tokenizers[1], out, val_fraction=fraction, seq_len=seq_len, shard_tokens=shard_tokens)
     assert manifest.excluded == 0
     for split, expected in sides.items():
-        shards = Shards(out, split)
+        shards = TokenDataset(out, split)
         assert [tokenizers[1].decode(shards.document(j)) for j in range(shards.documents)] == expected
         assert shards.tokens == sum(len(tokenizers[1].encode_document(d)) for d in expected)
     assert not set(sides["train"]) & set(sides["val"])
@@ -206,7 +209,7 @@ def test_ranks_together_see_every_sequence_once(
     stream: Path, length: int, world: int, share: int, seed: int, epochs: int
 ) -> None:
     "Any number of sequences, seed and ranks: an epoch is every sequence once, and the ranks in order are the batch of one."
-    shards, batch = Shards(stream, seq_len=length), world * share
+    shards, batch = TokenDataset(stream, seq_len=length), world * share
     seen = []
     for step in range(min(-(-len(shards) * epochs // batch), 100)):
         whole, targets = get_batch(shards, step, batch, seed)

@@ -12,27 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course import sampling
-from llm_course.attention import ShapeError
-from llm_course.corpus import CourseError, write_tales
-from llm_course.gpt import GPT, ModelConfig
-from llm_course.sampling import (
-    PRECISIONS,
-    Context,
-    Decoder,
-    GraphDecoder,
-    Reader,
-    Sampler,
-    apply_temperature,
-    can_pack,
-    draw,
-    generate,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalize_repeats,
-    stream_text,
-    write,
-)
+from llm_course.shapes import ShapeError
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
+from llm_course.sampling import (PRECISIONS, Context, Decoder, GraphDecoder, Reader, Sampler, apply_temperature, can_pack, draw,
+                                 generate, keep_min_p, keep_top_k, keep_top_p, penalize_repeats, stream_text, write)
 from llm_course.tokenizer import train_tokenizer
 
 CONTEXT = 24
@@ -41,7 +27,7 @@ PROMPT = [1, 50, 60]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(write_tales(7, 20), vocab_size=400)
+    return train_tokenizer(sample_tales(7, 20), vocab_size=400)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +184,7 @@ def test_logits_that_are_no_numbers_are_said(bad):
     "Not the token to which a NaN happens to lead. What a caller has masked is no fault."
     logits, nothing = torch.tensor([[0.0, bad, 1.0]]), torch.zeros(1, 3, dtype=torch.bool)
     for options in dict(temperature=0), dict(), dict(top_p=0.5):
-        with pytest.raises(CourseError, match="NaN or infinity"):
+        with pytest.raises(UserError, match="NaN or infinity"):
             Sampler(**options).probabilities(logits, nothing)
     assert Sampler(repetition_penalty=2).probabilities(torch.tensor([[0.0, -math.inf, 1.0]]), ~nothing)[0, 1] == 0
 
@@ -431,9 +417,9 @@ def test_what_cannot_be_laid_out_is_read_as_it_is(model, monkeypatch):
     assert isinstance(Context(model, PROMPT, 1, True, None).reader, Decoder)
     for plain in (copy.deepcopy(model).bfloat16(), copy.deepcopy(model).double()):
         assert isinstance(Context(plain, PROMPT, 1, True, None).reader, Reader)
-        with pytest.raises(CourseError, match="precision is bf16"): generate(plain, PROMPT, 5, precision="bf16")
-    with pytest.raises(CourseError, match="choose fp32"): generate(model, PROMPT, 5, precision="fp16", use_cache=False)
-    with pytest.raises(CourseError, match="one of fp32, bf16, fp16"): generate(model, PROMPT, 5, precision="int3")
+        with pytest.raises(UserError, match="precision is bf16"): generate(plain, PROMPT, 5, precision="bf16")
+    with pytest.raises(UserError, match="choose fp32"): generate(model, PROMPT, 5, precision="fp16", use_cache=False)
+    with pytest.raises(UserError, match="one of fp32, bf16, fp16"): generate(model, PROMPT, 5, precision="int3")
 
 
 def test_a_hook_is_not_gone_past(model):
@@ -442,7 +428,7 @@ def test_a_hook_is_not_gone_past(model):
     hook = model.model.layers[0].mlp.register_forward_hook(lambda module, given, out: -9 * out)
     changed = generate(model, PROMPT, 15, temperature=0)
     assert changed == generate(model, PROMPT, 15, temperature=0, use_cache=False) != before
-    with pytest.raises(CourseError, match="no hooks"): generate(model, PROMPT, 5, precision="bf16")
+    with pytest.raises(UserError, match="no hooks"): generate(model, PROMPT, 5, precision="bf16")
     hook.remove()
     assert generate(model, PROMPT, 15, temperature=0) == before
 
@@ -546,17 +532,17 @@ def test_a_stream_is_lazy(model, tokenizer, monkeypatch):
 )
 def test_mistakes_name_the_option(model, tokenizer, mistake, words):
     "At once, also for a stream: before anything is written."
-    with pytest.raises(CourseError, match=words) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         write(model, tokenizer, "Once", **mistake)
     assert "\n" not in str(caught.value)
-    with pytest.raises(CourseError, match=words):
+    with pytest.raises(UserError, match=words):
         stream_text(model, tokenizer, "Once", **mistake)
 
 
 def test_other_mistakes_are_sentences(model, tokenizer):
-    with pytest.raises(CourseError, match="n_samples is 0"):
+    with pytest.raises(UserError, match="n_samples is 0"):
         write(model, tokenizer, "Once", n_samples=0)
-    with pytest.raises(CourseError, match="no tokens"):
+    with pytest.raises(UserError, match="no tokens"):
         generate(model, [], 5)
-    with pytest.raises(CourseError, match="tokenizer"):
+    with pytest.raises(UserError, match="tokenizer"):
         generate(model, [1, 100_000], 5)

@@ -18,14 +18,21 @@ import sentencepiece as spm
 import torch
 
 from conftest import PATIENCE, ROOT, course, fine, snapshot
-from llm_course.cli import draw_losses
-from llm_course.corpus import RECORD, Corpus, CourseError, is_ours, write_ours
+from llm_course.pipeline import draw_losses
+from llm_course.corpus import Corpus
+from llm_course.files import RECORD, UserError, is_ours, write_ours
 from llm_course.evaluation import evaluate
-from llm_course.gpt import GPT, ModelConfig
-from llm_course.packing import write_shards
-from llm_course.sharing import EXPORT_FILES, Facts, collect_facts, export_hf, model_card, portable, rounded, write_gguf
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
+from llm_course.shards import write_shards
+from llm_course.gguf import write_gguf
+from llm_course.model_card import EXPORT_FILES, Facts, collect_facts, export_hf, model_card, portable, rounded
 from llm_course.tokenizer import Tokenizer
-from llm_course.training import Checkpoint, load_checkpoint, load_config, read_json, read_log, train
+from llm_course.checkpoint import Checkpoint, load_checkpoint
+from llm_course.config import load_config
+from llm_course.files import read_json
+from llm_course.resilience import train
+from llm_course.training import read_log
 
 SHAPE = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=1, seq_len=64)
 
@@ -140,7 +147,7 @@ def test_the_same_export_twice(published: Path, checkpoint: Checkpoint, document
 def test_a_weight_that_float16_cannot_hold_is_refused(drawn, tmp_path: Path):
     checkpoint = drawn()
     checkpoint.model.model.norm.weight.data[0] = 1e6
-    with pytest.raises(CourseError, match="weights that float16 cannot hold: choose bfloat16 or float32"):
+    with pytest.raises(UserError, match="weights that float16 cannot hold: choose bfloat16 or float32"):
         export_hf(checkpoint, tmp_path / "export", dtype="float16", say=quiet)
     assert not list(tmp_path.iterdir())
 
@@ -189,7 +196,7 @@ def test_any_other_folder_is_refused_and_left_alone(names: list, sentence: str, 
     for name in names:
         Path("export", name).write_text("mine")
     before, said = snapshot(tmp_path), []
-    with pytest.raises(CourseError, match=f"^{sentence}$"):
+    with pytest.raises(UserError, match=f"^{sentence}$"):
         export_hf(checkpoint, "export", unread(), say=said.append)
     assert snapshot(tmp_path) == before and not said
 
@@ -208,7 +215,7 @@ def test_an_export_changed_by_hand_is_replaced_with_force_alone(change, checkpoi
     whole = snapshot(export_hf(checkpoint, "export", say=quiet))
     change(Path("export"))
     before = snapshot(tmp_path)
-    with pytest.raises(CourseError, match="^export (has been changed since|is not from) this program.*--force"):
+    with pytest.raises(UserError, match="^export (has been changed since|is not from) this program.*--force"):
         export_hf(checkpoint, "export", unread(), say=quiet)
     assert snapshot(tmp_path) == before
     export_hf(checkpoint, "export", force=True, say=quiet)
@@ -219,7 +226,7 @@ def test_force_takes_no_files_that_no_export_writes(checkpoint: Checkpoint, tmp_
     "A repository of git, notes: whoever forces an export keeps them."
     folder = export_hf(checkpoint, tmp_path / "export", say=quiet)
     (folder / ".git").mkdir()
-    with pytest.raises(CourseError, match=r"no export wrote \(.git\): move them away"):
+    with pytest.raises(UserError, match=r"no export wrote \(.git\): move them away"):
         export_hf(checkpoint, folder, force=True, say=quiet)
     assert (folder / ".git").is_dir()
 
@@ -238,16 +245,16 @@ def test_a_checkpoint_is_no_place_for_an_export(trained: Path, checkpoint: Check
     runs = trained / "artifacts" / "checkpoints"
     before = snapshot(runs)
     for place in (checkpoint.path, runs / "latest"):
-        with pytest.raises(CourseError, match=f"{place.name} is a checkpoint: choose another folder"):
+        with pytest.raises(UserError, match=f"{place.name} is a checkpoint: choose another folder"):
             export_hf(checkpoint, place, unread(), say=quiet)
-    with pytest.raises(CourseError, match="checkpoints holds files that no export wrote"):
+    with pytest.raises(UserError, match="checkpoints holds files that no export wrote"):
         export_hf(checkpoint, runs, unread(), say=quiet)
     assert snapshot(runs) == before
 
 
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_not(checkpoint: Checkpoint, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CourseError, match="is a file: choose the name of a folder"):
+    with pytest.raises(UserError, match="is a file: choose the name of a folder"):
         export_hf(checkpoint, tmp_path / "file", say=quiet)
     (tmp_path / "empty").mkdir()
     assert (export_hf(checkpoint, tmp_path / "empty", say=quiet) / "config.json").is_file()
@@ -256,9 +263,9 @@ def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_not(checkpoint: Che
 def test_a_place_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path):
     "One sentence; and no half of a folder."
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CourseError, match="cannot be written: .*What was there before is untouched"):
+    with pytest.raises(UserError, match="cannot be written: .*What was there before is untouched"):
         export_hf(checkpoint, tmp_path / "file" / "export", say=quiet)
-    with pytest.raises(CourseError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         write_gguf(checkpoint, tmp_path / "file" / "tale.gguf", say=quiet)
     assert snapshot(tmp_path).keys() == {"file"}
 
@@ -282,7 +289,7 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
-        with pytest.raises(CourseError, match="export cannot be written: No space left on device"):
+        with pytest.raises(UserError, match="export cannot be written: No space left on device"):
             export_hf(checkpoint, folder, dtype="bfloat16", say=quiet)
     assert snapshot(folder) == before and is_ours(folder)
     assert export_hf(checkpoint, folder, dtype="bfloat16", say=quiet) == folder  # what was left behind does not disturb
@@ -525,10 +532,10 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
 ])
 def test_wrong_choices_are_refused_in_a_sentence(options: dict, sentence: str, checkpoint: Checkpoint, tmp_path: Path):
     said = []
-    with pytest.raises(CourseError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         export_hf(checkpoint, tmp_path / "export", unread(), say=said.append, **options)
     if "license" in options:
-        with pytest.raises(CourseError, match=sentence):
+        with pytest.raises(UserError, match=sentence):
             write_gguf(checkpoint, tmp_path / "tale.gguf", say=said.append, **options)
     assert not list(tmp_path.iterdir()) and not said
 
@@ -623,7 +630,7 @@ def test_no_other_file_is_written_over(make, checkpoint: Checkpoint, tmp_path: P
     monkeypatch.chdir(tmp_path)
     make(Path("mine"))
     before = snapshot(tmp_path)
-    with pytest.raises(CourseError, match="^mine is (not )?from this program.*--force.$"):
+    with pytest.raises(UserError, match="^mine is (not )?from this program.*--force.$"):
         write_gguf(checkpoint, "mine", say=quiet)
     assert snapshot(tmp_path) == before
     assert write_gguf(checkpoint, "mine", say=quiet, force=True).read_bytes()[:4] == b"GGUF" and is_ours("mine")
@@ -631,7 +638,7 @@ def test_no_other_file_is_written_over(make, checkpoint: Checkpoint, tmp_path: P
 
 def test_a_folder_is_no_place_for_a_gguf_file(checkpoint: Checkpoint, tmp_path: Path):
     for force in (False, True):
-        with pytest.raises(CourseError, match="not from this program|it is a folder"):
+        with pytest.raises(UserError, match="not from this program|it is a folder"):
             write_gguf(checkpoint, tmp_path, say=quiet, force=force)
     assert not list(tmp_path.iterdir())
 
@@ -659,7 +666,7 @@ def test_a_plot_is_replaced_if_it_is_ours(tmp_path: Path):
         draw_losses(log, 0.4, 0.17, path)
     assert is_ours(path) and path.read_bytes()[:4] == b"\x89PNG"
     path.write_bytes(b"mine")
-    with pytest.raises(CourseError, match="--force"):
+    with pytest.raises(UserError, match="--force"):
         draw_losses(log, 0.4, 0.17, path)
     draw_losses(log, 0.4, 0.17, path, force=True)
     assert is_ours(path)
@@ -688,15 +695,15 @@ def test_a_piece_that_would_spell_the_end_of_a_document_is_kept_apart(tmp_path: 
 def test_a_tokenizer_that_is_no_byte_pair_one_is_refused(tmp_path: Path, drawn):
     tokenizer = elsewhere(model_type="unigram")
     checkpoint = replace(drawn(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer)
-    with pytest.raises(CourseError, match="no byte-pair one"):
+    with pytest.raises(UserError, match="no byte-pair one"):
         write_gguf(checkpoint, tmp_path / "page.gguf", say=quiet)
     assert not list(tmp_path.iterdir())
 
 
 def test_refusals_of_gguf(checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
-    with pytest.raises(CourseError, match=r"dtype is 'q8': it must be one of f32, f16, q8_0\."):
+    with pytest.raises(UserError, match=r"dtype is 'q8': it must be one of f32, f16, q8_0\."):
         write_gguf(checkpoint, tmp_path / "tale.gguf", "q8")
     monkeypatch.setitem(sys.modules, "gguf", None)  # as where it is not installed
-    with pytest.raises(CourseError, match=re.escape('pip install "llm_course[sharing]"')):
+    with pytest.raises(UserError, match=re.escape('pip install "llm_course[sharing]"')):
         write_gguf(checkpoint, tmp_path / "tale.gguf")
     assert not list(tmp_path.iterdir())

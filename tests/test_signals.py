@@ -13,7 +13,8 @@ import torch
 from conftest import course, fine, snapshot, words_of
 from running import PATIENCE, ROOT, Running, running
 
-from llm_course.training import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_log, step_folders
+from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, step_folders
+from llm_course.training import read_log
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # the last one: where a terminal is closed
@@ -278,7 +279,7 @@ def test_stopping_a_cell(trained, tmp_path):
         step = int(re.search(r"Stopped after step ([\d,]+), which is saved; resume=True goes on", printed)[1].replace(",", ""))
         reply, printed = run("1 + 1")
         assert reply["status"] == "ok" and "2" in printed
-        reply, printed = run("from llm_course.training import load_checkpoint\nload_checkpoint('out').step")
+        reply, printed = run("from llm_course.checkpoint import load_checkpoint\nload_checkpoint('out').step")
         assert reply["status"] == "ok" and int(printed) == step > 0
         reply, printed = run(cell.replace("100_000", str(step + 1)).replace("progress", "resume=True, progress"))
         assert reply["status"] == "ok" and f"at step {step:,} of {step + 1:,}" in printed

@@ -15,11 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import speed
-from llm_course.corpus import CourseError
-from llm_course.gpt import GPT, ModelConfig
-from llm_course.speed import (DEVICES, Ledger, Part, count_optimizer, count_step, count_token, largest_batch, matrices, mfu, plan,
-                              rehearse, shortest)
-from llm_course.training import Muon, accumulate, config_names, load_config, make_optimizers
+from llm_course.files import UserError
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
+from llm_course.device import matrices, shortest
+from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, rehearse
+from llm_course.speed import Part, count_optimizer, count_step, count_token, mfu
+from llm_course.config import config_names, load_config
+from llm_course.optim import Muon, make_optimizers
+from llm_course.training import accumulate
 
 ODD = ModelConfig(n_layers=3, d_model=40, n_heads=6, n_kv_heads=2, d_ff=56, vocab_size=99, seq_len=24, head_dim=10)
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -71,22 +75,22 @@ def test_the_products_of_muon_are_those_that_torch_counts():
 
 
 @pytest.mark.parametrize("muon_lr", [0.0, 7.0])
-def test_what_an_optimizer_reads_and_writes_is_its_state(muon_lr: float):
+def test_what_an_optimizer_reads_and_writes_is_its_state(muon_lr_scale: float):
     "Each number of weight, gradient and means read, all but the gradient written; three passes over the gradient for clipping."
-    config = small(muon_lr=muon_lr)
+    config = small(muon_lr_scale=muon_lr_scale)
     model = GPT(config.model)
     for p in model.parameters(): p.grad = torch.zeros_like(p)
     optimizers = make_optimizers(model, config.training)
     for optimizer in optimizers: optimizer.step()
     state = sum(t.nbytes for o in optimizers for s in o.state.values() for t in s.values() if t.ndim)
     weights = 4 * config.model.n_params
-    assert count_optimizer(config.model, muon_lr > 0).bytes == 2 * weights + weights + 2 * state + 3 * weights
+    assert count_optimizer(config.model, muon_lr_scale > 0).bytes == 2 * weights + weights + 2 * state + 3 * weights
     assert rehearse(config).memory["optimizer"] >= state
 
 
 def test_a_ledger_knows_what_is_there():
     "On real tensors: shared memory counts once, what is freed is struck out, a view moves nothing, and the peak is the peak."
-    with Ledger("first") as ledger:
+    with MemoryTrace("first") as ledger:
         a = torch.ones(1000)
         b = a.view(10, 100).T
         assert ledger.now.total() == 4000
@@ -107,7 +111,7 @@ def test_a_rehearsal_is_the_step_itself(fields: dict):
     "Real tensors under the same ledger come to the same peak."
     config = small(batch_size=4, **fields)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    played, ledger = rehearse(config, dtype), Ledger()
+    played, ledger = rehearse(config, dtype), MemoryTrace()
     model = GPT(config.model)
     model.checkpoint_activations = config.training.checkpoint_activations
     optimizers = make_optimizers(model, config.training, dtype)
@@ -219,7 +223,7 @@ def with_fields(config: object, **fields: object) -> object:
     ({"device": "h10"}, "h100"), ({"device": ""}, "auto"), ({"batch": 0}, "batch"), ({"devices": 0}, "devices"),
     ({"tokens": -1}, "tokens"), ({"devices": 3}, "batch_size")], ids=str)
 def test_a_plan_that_cannot_be_made_is_a_sentence(wrong: dict, names: str):
-    with pytest.raises(CourseError, match=names): plan(small(), **{"device": "h100", **wrong})
+    with pytest.raises(UserError, match=names): plan(small(), **{"device": "h100", **wrong})
 
 
 def test_a_batch_that_is_larger_than_the_step_makes_the_step_larger():

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llm_course.corpus import write_tales
+from llm_course.tales import sample_tales
 from llm_course.gpt import GPT
-from llm_course.packing import write_shards
+from llm_course.shards import write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import load_config
+from llm_course.config import load_config
 
 ROOT = Path(__file__).parent.parent
-TEXT = "\n".join(write_tales(0, 20)) + " Zürich 東京 "
+TEXT = "\n".join(sample_tales(0, 20)) + " Zürich 東京 "
 QUIET = dict(say=lambda line: None)
 
 

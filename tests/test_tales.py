@@ -8,9 +8,10 @@ from random import Random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llm_course.corpus import (
-    PASSAGES, SHAPES, WORDS, Grammar, draw_tale, held_out, read_table, read_tale, split_weight, tale_choices, tale_entropy,
-    tale_grammar, tale_log_prob, tales, write_tales)
+from llm_course.corpus import held_out
+from llm_course.grammar import Grammar, read_table, split_weight
+from llm_course.tales import (PASSAGES, SHAPES, WORDS, draw_tale, check_tale, tale_choices, tale_entropy, tale_grammar,
+                              tale_log_prob, tales, sample_tales)
 
 
 def first_words(table):
@@ -23,7 +24,7 @@ PRONOUNS = {kind: row["he"] for kind, row in zip(first_words("kind"), read_table
 
 @pytest.fixture(scope="module")
 def some():
-    return write_tales(seed=11, n=2000)
+    return sample_tales(seed=11, n=2000)
 
 
 @settings(max_examples=200, deadline=None)
@@ -31,12 +32,12 @@ def some():
 def test_every_draw_is_read_with_its_probability(seed):
     "The checker computes the very float that the writer computed."
     text, log_prob = draw_tale(Random(seed))
-    verdict = read_tale(text)
+    verdict = check_tale(text)
     assert verdict.right and verdict.log_prob == log_prob == tale_log_prob(text) and verdict.position == len(text)
 
 
 def test_same_seed_same_tales():
-    assert write_tales(3, 5) == write_tales(3, 5) == list(islice(tales(3), 5)) != write_tales(4, 5)
+    assert sample_tales(3, 5) == sample_tales(3, 5) == list(islice(tales(3), 5)) != sample_tales(4, 5)
 
 
 def test_continuations_sum_to_one_and_are_told_apart(some):
@@ -77,7 +78,7 @@ def test_one_word_changed(number, random):
     word = random.choice(words)
     other = random.choice([w for w in words if w[0] != word[0]])[0]
     changed = text[:word.start()] + other + text[word.end():]
-    verdict = read_tale(changed)
+    verdict = check_tale(changed)
     if verdict.right:
         assert verdict.log_prob > -math.inf and "".join(rewrite(changed)) == changed
     else:
@@ -109,7 +110,7 @@ def test_a_later_mention_must_agree(some):
         hero = names[0]
         for m in list(re.finditer(rf"\b{hero}\b", text))[1:]:
             other = next(n for n in sorted(HE | SHE) if n not in names)
-            verdict = read_tale(text[:m.start()] + other + text[m.end():])
+            verdict = check_tale(text[:m.start()] + other + text[m.end():])
             assert not verdict.right and m.start() <= verdict.position <= m.start() + len(other)
 
 
@@ -117,15 +118,15 @@ def test_beginnings_and_continuations_are_refused(some):
     "No tale is the beginning of another: its end is certain."
     for text in some[:50]:
         for cut in range(0, len(text), 37):
-            verdict = read_tale(text[:cut])
+            verdict = check_tale(text[:cut])
             assert not verdict.right and verdict.position == cut
-        longer = read_tale(text + " And then?")
+        longer = check_tale(text + " And then?")
         assert not longer.right and longer.position == len(text)
 
 
 @pytest.mark.parametrize("text", ["", "Once upon a time", "Once upon a midnight dreary", "\n", "🐻", "x" * 100_000])
 def test_what_is_no_tale(text):
-    verdict = read_tale(text)
+    verdict = check_tale(text)
     assert not verdict.right and verdict.log_prob == -math.inf and 0 <= verdict.position <= len(text) and "\n" not in verdict.message
 
 
@@ -228,7 +229,7 @@ def test_a_hundred_thousand_tales():
     random, seen = Random(2024), set()
     for _ in range(100_000):
         text, log_prob = draw_tale(random)
-        verdict = read_tale(text)
+        verdict = check_tale(text)
         assert verdict.right and verdict.log_prob == log_prob
         seen.add(hash(text))
     assert len(seen) == 100_000
@@ -239,7 +240,7 @@ def test_writing_speed():
     from time import process_time
     def speed(seed):
         start = process_time()
-        return sum(map(len, write_tales(seed, 1000))) / (process_time() - start)
+        return sum(map(len, sample_tales(seed, 1000))) / (process_time() - start)
     assert max(speed(seed) for seed in range(3)) > 2e6
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from llm_course import corpus
-from llm_course.corpus import Corpus, CourseError, normalized, write_tales_corpus
+from llm_course.corpus import Corpus, normalized, write_tales_corpus
+from llm_course.files import UserError
 
 
 def put(path: Path, data: bytes | str) -> Path:
@@ -27,7 +28,7 @@ def jsonl(*texts: str) -> str:
 
 def sentence(*args: object, **options: object) -> str:
     "The one sentence with which a corpus is refused, when it is made or when it is read."
-    with pytest.raises(CourseError) as refused:
+    with pytest.raises(UserError) as refused:
         list(Corpus(*args, **options))
     assert "\n" not in str(refused.value)
     return str(refused.value)

@@ -14,13 +14,14 @@ import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, write_tales
-from llm_course.tokenizer import _SETTINGS, Tokenizer, huggingface_files, passages, sample, train_tokenizer
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import _SETTINGS, Tokenizer, huggingface_files, chunks_of_text, sample, train_tokenizer
 
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", "\n", "\r\n", "\t", "\0", "▁", "▅", "</s>", "<unk>", "<0x41>", "\u00a0",
           "\u200b", "\ufeff", "\u2028", "\x1b", "\ufffd"]
-TALES = write_tales(0, 200)
+TALES = sample_tales(0, 200)
 QUIET = dict(say=lambda line: None)
 
 
@@ -94,8 +95,8 @@ def test_the_memory_has_a_bound(tokenizer):
 @given(text=texts, size=st.integers(1, 20))
 def test_passages_do_not_change_tokens(tokenizer, text, size):
     """Where a text is cut before it is encoded does not show in its tokens."""
-    assert "".join(passages(text, size)) == text
-    assert sum((tokenizer.encode(part) for part in passages(text, size)), []) == tokenizer.encode(text)
+    assert "".join(chunks_of_text(text, size)) == text
+    assert sum((tokenizer.encode(part) for part in chunks_of_text(text, size)), []) == tokenizer.encode(text)
 
 
 @settings(max_examples=1000, deadline=None)
@@ -150,7 +151,7 @@ def test_space_without_spaces():
 
 def test_same_text_same_bytes_in_another_process():
     """No path, order, thread count or hash seed stands in the model."""
-    code = ("from llm_course.corpus import write_tales; from llm_course.tokenizer import train_tokenizer as t;"
+    code = ("from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer as t;"
             "print(t(reversed(write_tales(0, 200)), 900, say=lambda line: None).sha256)")
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
@@ -171,18 +172,18 @@ def test_vocabulary_too_large(capfd):
     assert f"{largest.vocab_size:,}" in capfd.readouterr().out
     assert train_tokenizer(TALES[:3], largest.vocab_size).model == largest.model
     assert capfd.readouterr().out == ""
-    with pytest.raises(CourseError, match=f"32,000.*{largest.vocab_size:,}"):
+    with pytest.raises(UserError, match=f"32,000.*{largest.vocab_size:,}"):
         train_tokenizer(TALES[:3], 32_000, strict=True)
 
 
 @pytest.mark.parametrize("asked", [-1, 1, 2, 100, 258, 270])
 def test_vocabulary_too_small(asked):
     """The least possible number is named, is indeed possible, and is the least."""
-    with pytest.raises(CourseError) as error:
+    with pytest.raises(UserError) as error:
         train_tokenizer(TALES[:50], asked)
     least = int(re.search(r"make (\d+), the least", str(error.value))[1])
     assert train_tokenizer(TALES[:50], least).vocab_size == least
-    with pytest.raises(CourseError, match=f"make {least},"):
+    with pytest.raises(UserError, match=f"make {least},"):
         train_tokenizer(TALES[:50], least - 1)
 
 
@@ -200,7 +201,7 @@ def test_characters_as_tokens(characters, text):
 @pytest.mark.parametrize("documents", [[], [""], ["", ""], ["▁"], ["\0\0"]])
 def test_no_text(documents):
     """An empty corpus gets a sentence."""
-    with pytest.raises(CourseError, match="no text"):
+    with pytest.raises(UserError, match="no text"):
         train_tokenizer(documents)
 
 
@@ -242,7 +243,7 @@ def test_files(tokenizer, tmp_path):
     (tmp_path / "bad.model").write_bytes(b"no model at all")
     (tmp_path / "empty.model").write_bytes(b"")
     for name in ("absent.model", "bad.model", "empty.model", "."):
-        with pytest.raises(CourseError, match=str(tmp_path)):
+        with pytest.raises(UserError, match=str(tmp_path)):
             Tokenizer.load(tmp_path / name)
 
 
@@ -251,14 +252,14 @@ def test_a_model_that_loses_text_is_refused(tmp_path):
     model = io.BytesIO()
     careless = dict(vocab_size=300, model_type="bpe", minloglevel=2)
     spm.SentencePieceTrainer.train(sentence_iterator=iter(TALES), model_writer=model, **careless)
-    with pytest.raises(CourseError, match="does not give back"):
+    with pytest.raises(UserError, match="does not give back"):
         Tokenizer(model.getvalue())
 
 
 def test_surrogates(tokenizer):
     """Half of a surrogate pair is no valid text, and is called so."""
     for mistaken in (lambda: tokenizer.encode("a\ud83d"), lambda: train_tokenizer(["a\ud83d"])):
-        with pytest.raises(CourseError, match="half of a pair"):
+        with pytest.raises(UserError, match="half of a pair"):
             mistaken()
 
 

@@ -19,17 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from llm_course.corpus import CourseError, write_tales
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
 from llm_course.evaluation import evaluate
-from llm_course.gpt import GPT, ModelConfig
-from llm_course.packing import write_shards
+from llm_course.config import ModelConfig
+from llm_course.gpt import GPT
+from llm_course.shards import write_shards
 from llm_course.sampling import generate
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.training import Config, load_checkpoint, load_config, model_files, step_folders, train
+from llm_course.checkpoint import load_checkpoint, model_files, step_folders
+from llm_course.config import Config, load_config
+from llm_course.resilience import train
 
 transformers = pytest.importorskip("transformers")
 
-TALES = write_tales(0, 200)
+TALES = sample_tales(0, 200)
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301\u0323", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", " " * 17, "\n", "\n\n", "\r\n", "\t", "\0", "▁", "▅", "<s>", "</s>", "<unk>", "<0x0A>", "<0x41>", "\u00a0",
           "\u200b", "\u200d", "\ufeff", "\u2028", "\x1b", "\ufffd", "\u0301", " .", " n't", "x" * 300]
@@ -347,7 +351,7 @@ FIRST_SENTENCES = [tale[:tale.index(".") + 1] for tale in TALES[:12]]
 def test_their_tokenizer_may_lie_in_the_folder(sources, tokenizer, tmp_path):
     "As SentencePiece's file, beside what transformers saves of the tokenizer; a folder without one asks for it."
     folder = shutil.copytree(next(iter(sources.values())), tmp_path / "theirs")
-    with pytest.raises(CourseError, match="has no tokenizer.model.*--tok"):
+    with pytest.raises(UserError, match="has no tokenizer.model.*--tok"):
         load_checkpoint(folder)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
     assert load_checkpoint(folder).tokenizer.sha256 == tokenizer.sha256
@@ -482,7 +486,7 @@ def test_what_does_not_fit_is_refused(sources, tokenizer, tmp_path, what):
     folder = shutil.copytree(sources["fp32, tied, whole"], tmp_path / "theirs")
     load_checkpoint(folder, tokenizer=tokenizer)
     spoil(folder)
-    with pytest.raises(CourseError, match=words) as error:
+    with pytest.raises(UserError, match=words) as error:
         load_checkpoint(folder, tokenizer=tokenizer)
     assert "\n" not in str(error.value) and str(error.value).endswith((".", "?"))
 
@@ -490,7 +494,7 @@ def test_what_does_not_fit_is_refused(sources, tokenizer, tmp_path, what):
 def test_a_llama_is_refused(tokenizer, tmp_path):
     "Which has nearly the same weights, and other arithmetic."
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**THEIRS)).save_pretrained(tmp_path)
-    with pytest.raises(CourseError, match="model_type is 'llama'"):
+    with pytest.raises(UserError, match="model_type is 'llama'"):
         load_checkpoint(tmp_path, tokenizer=tokenizer)
 
 

@@ -12,12 +12,14 @@ from conftest import Outcome, course, fine, snapshot
 from test_texts import through_a_pipe
 
 from llm_course import packing
-from llm_course.corpus import RECORD, Corpus, CourseError, write_tales, write_tales_corpus
-from llm_course.packing import (
-    Manifest, ShardTexts, Shards, as_text, choose_validation, validation_beside, validation_source, write_shards)
+from llm_course.corpus import Corpus, write_tales_corpus
+from llm_course.files import RECORD, UserError
+from llm_course.tales import sample_tales
+from llm_course.preparation import ShardTexts, as_text, choose_validation, validation_beside, validation_source
+from llm_course.shards import Manifest, TokenDataset, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
-TALES = write_tales(3, 240)
+TALES = sample_tales(3, 240)
 LINES = [tale[:90].replace("\n", " ") for tale in TALES]
 TOKENIZER = train_tokenizer(LINES, 400, say=lambda line: None)
 
@@ -204,8 +206,8 @@ def test_a_manifest_of_an_earlier_version_opens(place):
     prepared(place, "--val_fraction", 0)
     path = place / "data/shards/manifest.json"
     raw = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("val_sha256", "excluded_tokens")}
-    path.write_bytes(packing._as_file(packing.sealed(raw)))
-    assert Manifest.load(path.parent).val_sha256 == "" and len(Shards(path.parent)) > 0
+    path.write_bytes(packing._as_file(packing.with_checksum(raw)))
+    assert Manifest.load(path.parent).val_sha256 == "" and len(TokenDataset(path.parent)) > 0
     prepared(place)
 
 
@@ -309,7 +311,7 @@ def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
     assert there and there[0].read_text() == "SECRET=1"
     prepared(place, "--val_fraction", 0.1)
     assert (shards / ".env").read_text() == "SECRET=1" and os.listdir(place / "data") == ["shards"]
-    Shards(shards).verify()
+    TokenDataset(shards).verify()
 
 
 FOREIGN = {  # what lies in the folder: what is said, and whether --force replaces it
@@ -334,11 +336,11 @@ def test_a_folder_of_somebody_else_is_left_alone(place, case):
     assert done.code == 2 and len(done.lines) == 1 and told in done.lines[0] and snapshot(place) == before
     assert course(*words, "--force", cwd=place).code == (0 if can_force else 2)
     if can_force:
-        Shards(place / "data/shards").verify()
+        TokenDataset(place / "data/shards").verify()
         prepared(place)  # they are ours now
         put(place / "data/shards/val.txt", "edited")
-        with pytest.raises(CourseError, match="val.txt is damaged.*prepare --force"):
-            Shards(place / "data/shards").verify()
+        with pytest.raises(UserError, match="val.txt is damaged.*prepare --force"):
+            TokenDataset(place / "data/shards").verify()
         done = course(*words, cwd=place)
         assert done.code == 2 and "val.txt has been changed since this program wrote it" in done.lines[0]
         prepared(place, "--force")
@@ -346,7 +348,7 @@ def test_a_folder_of_somebody_else_is_left_alone(place, case):
 
 def test_shards_without_a_place():
     "An empty path is refused by the function, too."
-    with pytest.raises(CourseError, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         write_shards(LINES, TOKENIZER, "")
 
 
@@ -420,5 +422,5 @@ def test_home_and_bytes_that_the_locale_does_not_know(place, monkeypatch):
 
 def test_negative_seeds_write_no_tales():
     "-5 would be 5 for Python's random numbers."
-    with pytest.raises(CourseError, match="-5"):
-        write_tales(-5, 1)
+    with pytest.raises(UserError, match="-5"):
+        sample_tales(-5, 1)

@@ -31,12 +31,15 @@ os.environ["OMP_NUM_THREADS"] = "1"   # before torch is imported: a process with
 import torch
 import torch._dynamo   # every optimizer asks for it, a second's work: once for all forks
 
-from llm_course.corpus import CourseError, write_tales
-from llm_course.packing import write_shards
+from llm_course.files import UserError
+from llm_course.tales import sample_tales
+from llm_course.shards import write_shards
 from llm_course.sampling import write
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, Config, load_checkpoint, load_config, newest_checkpoint, read_log,
-                                 read_manifest, step_folders, train)
+from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_manifest, step_folders
+from llm_course.config import Config, load_config
+from llm_course.resilience import train
+from llm_course.training import read_log
 
 VOCAB = 320
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "vocab_size": VOCAB, "seq_len": 32,
@@ -62,7 +65,7 @@ POLL = 0.0002           # seconds between two looks
 
 def make_shards(root: Path) -> None:
     """Two folders of shards: `shards`, of 300 tales, and `tiny`, so small that a run goes through its files several times."""
-    tales = write_tales(0, 330)
+    tales = sample_tales(0, 330)
     tokenizer = train_tokenizer(tales[:300], VOCAB)
     write_shards(tales[:300], tokenizer, root / "shards", val_documents=tales[300:], seq_len=SMALL["seq_len"])
     write_shards(tales[:12], tokenizer, root / "tiny", val_documents=tales[300:], seq_len=SMALL["seq_len"], shard_tokens=400)
@@ -188,7 +191,7 @@ def faults_after_a_kill(out: Path, before: int) -> list[str]:
         if load_checkpoint(out).step < before: return [f"step {before} was saved, and an older one is loaded"]
         if (out / "latest").is_symlink(): load_checkpoint(out / "latest")
         return []
-    except (CourseError, OSError) as error:
+    except (UserError, OSError) as error:
         return [str(error)]
 
 
