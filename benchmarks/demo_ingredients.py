@@ -14,12 +14,12 @@ from common import in_process, middle, write_results
 
 ROWS = {  # what is left out: the settings that leave it out
     "nothing": {},
-    "Muon (AdamW for all)": {"muon_lr": 0.0},
-    "copying": {"copying": 0.0},
-    "Muon and copying": {"muon_lr": 0.0, "copying": 0.0},
-    "sequences that begin with a tale": {"align": False},
+    "Muon (AdamW for all)": {"muon_lr_scale": 0.0},
+    "mimetic_init": {"mimetic_init": 0.0},
+    "Muon and copying": {"muon_lr_scale": 0.0, "mimetic_init": 0.0},
+    "sequences that begin with a tale": {"document_aligned": False},
     "sequences that end with a tale": {"filled": True},
-    "the table's own rate": {"table_lr": 1.0},
+    "the table's own rate": {"embedding_lr_scale": 1.0},
     "memory that is kept": {"keep_memory": False},
 }
 

@@ -44,7 +44,7 @@ def config_of(point: dict) -> object:
     """The Config of a point: {"config": name, and fields of it}."""
     from llm_course.config import load_config
 
-    fields = {"checkpoint_activations": False, "muon_lr": 0.0, **point}
+    fields = {"checkpoint_activations": False, "muon_lr_scale": 0.0, **point}
     return load_config(fields.pop("config"), fields)
 
 

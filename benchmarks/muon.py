@@ -20,9 +20,9 @@ from common import in_order_of_hashes, in_process, middle, write_results
 
 SIZE, VOCABULARY = 70_000_000, 16_384  # characters of text, pieces of the vocabulary
 ROWS = {  # what is changed in the config
-    "AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr": 0.0},
-    "AdamW, 0.0024": {"lr": 2.4e-3, "muon_lr": 0.0},
-    "Muon, 0.02, AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr": 0.02 / 1.2e-3},
+    "AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr_scale": 0.0},
+    "AdamW, 0.0024": {"lr": 2.4e-3, "muon_lr_scale": 0.0},
+    "Muon, 0.02, AdamW, 0.0012": {"lr": 1.2e-3, "muon_lr_scale": 0.02 / 1.2e-3},
 }
 
 

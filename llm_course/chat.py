@@ -21,7 +21,7 @@ from .pipeline import visible
 
 # %% ../nbs/98_chat.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
-    "CourseError where the context has no room for the prompt, the </s> before it and one new token."
+    "UserError where the context has no room for the prompt, the </s> before it and one new token."
     from llm_course.files import UserError, quantity
     length, context = len(checkpoint.tokenizer.encode(prompt)), checkpoint.model.config.seq_len
     if length + 1 >= context:
@@ -39,7 +39,7 @@ class Chat:
         self.verbs = {name: getattr(self, name) for name in ("again", "check", "save", "help", "quit")}
 
     def take(self, line: str) -> None:
-        "Do what a line asks for; CourseError where that cannot be done."
+        "Do what a line asks for; UserError where that cannot be done."
         from llm_course.files import UserError, did_you_mean
         word, _, value = line.strip().partition(" ")
         name = word[1:].replace("-", "_")

@@ -62,7 +62,7 @@ def json_bytes(value: dict) -> bytes:
     """`value` as a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
 
-COUNTS = ("step", "sequences", "tokens", "max_steps", "skipped", "in_a_row", "usual_loss", "usual_error")   # what a run carries along
+COUNTS = ("step", "sequences", "tokens", "max_steps", "skipped", "consecutive_skips", "loss_ema", "loss_var_ema")   # what a run carries along
 
 def trainer_state(run: Run) -> dict:
     """What a resumed run needs beside the weights, in types that torch.load reads with weights_only=True."""
@@ -119,11 +119,11 @@ def save_checkpoint(run: Run, out: str | Path) -> Path:
     folder, contents = Path(out) / f"step-{run.step:06d}", checkpoint_files(run)
     write_folder(folder, {**contents, "manifest.json": json_bytes(make_manifest(run, contents))})
     point_latest(folder)
-    prune(folder.parent, run.config.training.keep)
+    prune(folder.parent, run.config.training.keep_checkpoints)
     return folder
 
 def prune(out: Path, keep: int) -> None:
-    """Remove all checkpoints in `out` but the `keep` newest and the best, as far as the log says which that is."""
+    """Remove all checkpoints in `out` but the `keep_checkpoints` newest and the best, as far as the log says which that is."""
     folders, log = step_folders(out), read_log(out) if (out / "log.jsonl").exists() else []
     loss = {entry["step"]: entry["val_loss"] for entry in log if math.isfinite(entry.get("val_loss", math.nan))}
     judged = [folder for folder in folders if int(folder.name[5:]) in loss]
@@ -148,7 +148,7 @@ def point_latest(folder: Path) -> None:
     hidden.replace(latest)
 
 def refuse_other_latest(latest: Path) -> None:
-    """CourseError where somebody's own file or folder has the name by which the newest checkpoint is known."""
+    """UserError where somebody's own file or folder has the name by which the newest checkpoint is known."""
     if latest.exists() and not latest.is_symlink() and not is_checkpoint(latest):
         raise UserError(f"{latest} is no checkpoint of ours, and the newest one should have that name: move it away, or choose another --out.")
 
@@ -183,7 +183,7 @@ def read_manifest(folder: Path, verify: bool = True) -> dict:
     return manifest
 
 def verify_file(path: Path, seals: Mapping[str, Mapping]) -> None:
-    """CourseError unless the file has the size and the sha256 that `seals` has for its name."""
+    """UserError unless the file has the size and the sha256 that `seals` has for its name."""
     try:
         found = {"size": path.stat().st_size, "sha256": file_sha256(path)}
         if found != seals.get(path.name): raise damaged(path)
@@ -197,7 +197,7 @@ def damaged(path: Path) -> UserError:
 
 # %% ../nbs/33_checkpoint.ipynb #5b2be2f2
 def check_tokenizer(found: Tokenizer, wanted: Tokenizer, name: str, checkpoint: Path) -> None:
-    """CourseError unless two tokenizers are the same: ids that mean other pieces are worse than no ids."""
+    """UserError unless two tokenizers are the same: ids that mean other pieces are worse than no ids."""
     if found.sha256 != wanted.sha256:
         raise UserError(f"{name} is not the one that the checkpoint {checkpoint} learned with (sha256 {found.sha256[:12]}…, not"
                           f" {wanted.sha256[:12]}…): use that one, {checkpoint}/tokenizer.model.")
@@ -212,7 +212,7 @@ class Checkpoint:
     path: Path
 
     def check_tokenizer(self, tokenizer: Tokenizer, name: str = "The tokenizer") -> None:
-        """CourseError if `tokenizer` is not the one that this model learned with."""
+        """UserError if `tokenizer` is not the one that this model learned with."""
         check_tokenizer(tokenizer, self.tokenizer, name, self.path)
 
 # %% ../nbs/33_checkpoint.ipynb #7e739bff
@@ -235,7 +235,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
                     verify: bool = True) -> Checkpoint:
     """The checkpoint at `path`: the folder of a step or of a run, or `latest`; or the folder of a Qwen3 model from elsewhere.
 
-    Every byte of ours is verified first, unless `verify` is False: CourseError names the file that is missing or wrong. Weights
+    Every byte of ours is verified first, unless `verify` is False: UserError names the file that is missing or wrong. Weights
     from elsewhere become fp32; their tokenizer is the folder's tokenizer.model or, where there is none, `tokenizer`."""
     folder = find_checkpoint(path)
     if is_foreign_checkpoint(folder):
@@ -251,7 +251,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
     return Checkpoint(model.to(device).eval(), tokenizer, config, step, folder)
 
 def tokenizer_of(folder: Path, given: Tokenizer | None, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a model from elsewhere: its tokenizer.model, else the one `given`; CourseError if it does not fit."""
+    """The tokenizer of a model from elsewhere: its tokenizer.model, else the one `given`; UserError if it does not fit."""
     if given is None and not (folder / "tokenizer.model").is_file():
         raise UserError(f"{folder} has no tokenizer.model: copy the SentencePiece model of its vocabulary there, or name it"
                           " with --tok.")
@@ -263,7 +263,7 @@ def tokenizer_of(folder: Path, given: Tokenizer | None, vocab_size: int) -> Toke
 
 # %% ../nbs/33_checkpoint.ipynb #w3ight50
 def load_weights(model: GPT, folder: Path) -> None:
-    """Give `model` the weights in `folder`; CourseError names the first that is missing, of another shape, or too many."""
+    """Give `model` the weights in `folder`; UserError names the first that is missing, of another shape, or too many."""
     found, wanted = read_weights(folder), dict(model.named_parameters())
     table = found.pop("lm_head.weight", None) if model.config.tie_embeddings else None
     for name in sorted(wanted.keys() | found.keys()):
@@ -283,7 +283,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for file in files for name in file.keys()}
 
 def check_size(model: ModelConfig, folder: Path) -> None:
-    """CourseError where the model has far more numbers than the weights in `folder`, before any memory is taken for either."""
+    """UserError where the model has far more numbers than the weights in `folder`, before any memory is taken for either."""
     if 4 * model.n_params > (memory := memory_of(torch.device("cpu"))):
         raise UserError(f"{folder} is a model of {model.n_params:,} numbers, which {memory / 1e9:.0f} GB of memory cannot hold.")
     with weight_files(folder) as files:
@@ -356,7 +356,7 @@ def with_progress(state: Mapping, run: Mapping, config: Config) -> dict:
 
 def position(run: Run, sequences: int, config: Config) -> int:
     """Where `run` goes on in its data, after so many sequences of another config: as many tokens on."""
-    cuts = [(each.model.seq_len, each.training.align) for each in (config, run.config)]
+    cuts = [(each.model.seq_len, each.training.document_aligned) for each in (config, run.config)]
     if cuts[0] == cuts[1]: return sequences
     theirs = TokenDataset(run.shards.folder, "train", *cuts[0])
     return round(sequences * (theirs.mean_length if len(theirs) else theirs.seq_len) / run.shards.mean_length)

@@ -469,7 +469,7 @@ def show_splits(manifest: object) -> str:
 
 
 def check_validation(source: str, val: str | None, fraction: float | None) -> None:
-    "CourseError where the flags do not go together."
+    "UserError where the flags do not go together."
     from llm_course.files import UserError
 
     if val and fraction is not None:
@@ -582,7 +582,7 @@ def config_fields() -> dict[str, type]:
 
 
 def overrides(args: list[str], stage: click.Command) -> dict[str, str]:
-    "`--max_steps 2 --lr=3e-4 --compile` as {'max_steps': '2', 'lr': '3e-4', 'compile': 'true'}; CourseError for an unknown name."
+    "`--max_steps 2 --lr=3e-4 --compile` as {'max_steps': '2', 'lr': '3e-4', 'compile': 'true'}; UserError for an unknown name."
     from llm_course.files import UserError, did_you_mean
     known, values, words = config_fields(), {}, list(args)
     names = [f"--{field}" for field in known] + [parameter.opts[0] for parameter in stage.params]
@@ -621,7 +621,7 @@ verify_option = click.option("--verify/--no_verify", default=True, help="Read ev
 
 
 def refuse_shape(typed: dict[str, str], init_from: str) -> None:
-    "CourseError where a flag asks for another shape than the weights have."
+    "UserError where a flag asks for another shape than the weights have."
     from llm_course.files import UserError
     from llm_course.config import ModelConfig
     for name in typed:
@@ -693,7 +693,7 @@ def figures(evaluation: object) -> dict[str, object]:
 
 # %% ../nbs/99_cli.ipynb #meas0001
 def open_measured(source: str | None, documents: str, errors: str) -> Iterable[str]:
-    "The text to measure on, after a line that says what it is; CourseError where there is none."
+    "The text to measure on, after a line that says what it is; UserError where there is none."
     from llm_course.files import UserError
     from llm_course.preparation import ShardTexts
 

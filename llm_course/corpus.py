@@ -36,7 +36,7 @@ LARGEST = 2**27  # bytes of a document: a longer one means that documents are to
 
 
 def within(size: int, f: IO[bytes]) -> None:
-    "CourseError where a document is longer than any is."
+    "UserError where a document is longer than any is."
     if size > LARGEST:
         name = getattr(f, "name", "The text")
         raise UserError(f"{name}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents.")

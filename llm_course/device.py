@@ -29,7 +29,7 @@ from .shards import limits
 
 # %% ../nbs/31_device.ipynb #51c72715
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device to train on: a CUDA GPU, else an Apple GPU, else the CPU. CourseError for one that is not there.
+    """The device to train on: a CUDA GPU, else an Apple GPU, else the CPU. UserError for one that is not there.
 
     Of several GPUs the process with this `local_rank` on its machine takes its own."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -95,7 +95,7 @@ class World(NamedTuple):
         return values
 
 def launched() -> World:
-    """The World that torchrun, or whatever else starts processes, describes in the environment. CourseError where it makes no sense."""
+    """The World that torchrun, or whatever else starts processes, describes in the environment. UserError where it makes no sense."""
     def number(name: str, least: int, most: int) -> int:
         text = os.environ.get(name, "0").strip()
         if text.isdecimal() and least <= int(text) <= most: return int(text)

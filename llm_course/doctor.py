@@ -372,7 +372,7 @@ def check_tokenizer(places: Places) -> Iterator[Finding]:
 
 
 def check_index(shards: TokenDataset, name: str, n_tokens: int, n_documents: int) -> None:
-    "CourseError unless the index of a shard cuts all of its tokens into its documents."
+    "UserError unless the index of a shard cuts all of its tokens into its documents."
     path = shards.folder / f"{name}.idx"
     lengths, starts = read_index(path)
     ends = np.cumsum(lengths, dtype=np.int64)

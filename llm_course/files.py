@@ -317,7 +317,7 @@ def print_message(text: object = "") -> None:
 MAX_JSON = 2**26   # bytes: no config and no manifest has a hundredth of that
 
 def read_json(path: str | Path) -> dict:
-    """The object in a JSON file, read strictly: CourseError for a key that stands twice, for NaN, and for what is no JSON."""
+    """The object in a JSON file, read strictly: UserError for a key that stands twice, for NaN, and for what is no JSON."""
     def once(pairs: list[tuple[str, object]]) -> dict:
         for name, times in Counter(name for name, _ in pairs).items():
             if times > 1: raise ValueError(f"the key {name!r} stands there twice")
@@ -363,7 +363,7 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | memoryview]) -> No
 # %% ../nbs/10_files.ipynb #lock0001
 @contextmanager
 def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Within it, no other process can claim `folder`: it waits, or gets a CourseError.
+    """Within it, no other process can claim `folder`: it waits, or gets a UserError.
 
     The claim ends with the process, however that ends."""
     try:

@@ -231,7 +231,7 @@ class GPT(nn.Module):
         return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def check(self, ids: Tensor, start: int = 0) -> None:
-        "CourseError when the ids are too many, or (on a CPU: elsewhere looking would cost a wait) outside the vocabulary."
+        "UserError when the ids are too many, or (on a CPU: elsewhere looking would cost a wait) outside the vocabulary."
         length, limit, vocab = start + ids.shape[1], self.config.seq_len, self.config.vocab_size
         if length > limit:
             raise UserError(f"The sequence has {length} tokens, and this model reads {limit} (seq_len): give it fewer.")

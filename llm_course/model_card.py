@@ -30,7 +30,7 @@ from .training import read_log
 
 # %% ../nbs/71_model_card.ipynb #6fd95fea
 def check_choices(dtype: str, license: str | None, dtypes: Iterable[str]) -> None:
-    "CourseError for a dtype or a licence that is none."
+    "UserError for a dtype or a licence that is none."
     if dtype not in dtypes:
         raise UserError(f"dtype is {dtype!r}: it must be one of {', '.join(dtypes)}.{did_you_mean(dtype, dtypes)}")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
@@ -284,7 +284,7 @@ EXPORT_FILES = ("model.safetensors", "config.json", "generation_config.json", "t
 
 # %% ../nbs/71_model_card.ipynb #e098f5da
 def check_folder(folder: Path, force: bool) -> None:
-    "CourseError unless there is nothing at `folder`, or an export as it was written; with `force`, one that was changed will do."
+    "UserError unless there is nothing at `folder`, or an export as it was written; with `force`, one that was changed will do."
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: choose the name of a folder.")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -327,7 +327,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def rounded(model: GPT, dtype: str) -> GPT:
-    "The model after its weights were stored in `dtype`, computing in float32 as before. CourseError if one is too large."
+    "The model after its weights were stored in `dtype`, computing in float32 as before. UserError if one is too large."
     stored = copy.deepcopy(model).to(DTYPES[dtype]).float()
     if not all(parameter.isfinite().all() for parameter in stored.parameters()):
         raise UserError(f"The model has weights that {dtype} cannot hold: choose bfloat16 or float32.")
@@ -349,7 +349,7 @@ def export_hf(
 
     documents: what to evaluate on, for the card; none is read before everything else is known to be right. license: as the Hub
     writes it. name: the card's title, else the folder's name. dtype: float32, bfloat16 or float16. An earlier export at `out`
-    is replaced, with `force` also one that was changed; CourseError for any other folder, which is left as it is.
+    is replaced, with `force` also one that was changed; UserError for any other folder, which is left as it is.
     """
     check_choices(dtype, license, DTYPES)
     check_folder(Path(out), force)

@@ -288,7 +288,7 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
 
     batch: sequences that a device holds in memory at a time. device: one of DEVICES, from its data sheet, or this machine's auto,
     cpu, cuda or mps, measured. 20 tokens a parameter: Hoffmann et al. 2022, arXiv:2203.15556. The memory is that of a step: where
-    it is saved, a host needs 12 bytes a parameter more. CourseError for what cannot be planned."""
+    it is saved, a host needs 12 bytes a parameter more. UserError for what cannot be planned."""
     names = ["auto", "cpu", "cuda", "mps", *DEVICES]
     if device.split(":")[0] not in names:
         raise UserError(f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}")

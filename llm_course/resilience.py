@@ -55,7 +55,7 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
 
     init_from: a checkpoint, or a model that another program saved; its shape and its weights are what the run begins with.
     again: what goes on with the run after it has been stopped."""
-    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify, config.training.align)
+    tokenizer, train_shards, val_shards = open_shards(shards, config.model.seq_len, verify, config.training.document_aligned)
     first, origin = None if init_from is None else load_checkpoint(init_from, tokenizer=tokenizer, verify=verify), None
     if first:
         first.check_tokenizer(tokenizer, f"The tokenizer of {shards}")
@@ -74,7 +74,7 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     torch.manual_seed(config.training.seed)
     model = GPT(config.model)
     if first: model.load_state_dict(first.model.state_dict())
-    elif config.training.copying: model.mimetic_init_(config.training.copying)
+    elif config.training.mimetic_init: model.mimetic_init_(config.training.mimetic_init)
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
     if config.training.compile: model.compile_blocks()
     precision, reason = pick_precision(config.training.precision, device)
@@ -271,7 +271,7 @@ def save_or_say(run: Run, out: Path, reporter: "Reporter", last: bool) -> None:
 
 # %% ../nbs/35_resilience.ipynb #fa010010
 def step_that_fits(run: Run, signals: NotedSignals) -> tuple[float, float]:
-    """`train_step`; where memory does not suffice, a CourseError that says what would fit."""
+    """`train_step`; where memory does not suffice, a UserError that says what would fit."""
     try:
         if least_memory(run) > memory_of(run.device): raise MemoryError   # to find that out by reading the batch would take long
         return train_step(run)
@@ -342,7 +342,7 @@ def lost_process(run: Run, out: Path) -> Iterator[None]:
 
 @contextmanager
 def compiler_trouble(run: Run) -> Iterator[None]:
-    """Within it, that torch.compile does not work on this machine is a CourseError."""
+    """Within it, that torch.compile does not work on this machine is a UserError."""
     try:
         yield
         return
@@ -411,7 +411,7 @@ def train(config: Config, shards: str | Path = "data/shards", out: str | Path = 
     moved aside. init_from: begin with the shape and the weights of a checkpoint, or of a Qwen3 model from elsewhere.
     sampler(model, tokenizer) writes the samples of text. command: what the user typed, for the record; again: what goes on with
     the run after it has been stopped, if not that with --resume. verify: whether to read every byte of the shards first, to see
-    that none has changed. distributed: under torchrun, all processes train one model. CourseError for whatever the caller can mend."""
+    that none has changed. distributed: under torchrun, all processes train one model. UserError for whatever the caller can mend."""
     if not str(out): raise UserError("The folder for the checkpoints has no name: give one, such as artifacts/checkpoints.")
     started, out, world = time.perf_counter(), Path(out), launched() if distributed else World()
     where = pick_device(device, world.local_rank)

@@ -113,7 +113,7 @@ class Sampler:
     def probabilities(self, logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Of every token to come next, as the dtype of `logits`; `seen` says which have been there.
 
-        Computed in float64, where no setting is so small or so large that its effect is lost. CourseError for logits with NaN."""
+        Computed in float64, where no setting is so small or so large that its effect is lost. UserError for logits with NaN."""
         if not logits.amax(-1).isfinite().all():
             raise UserError("The model's logits hold NaN or infinity: its weights are damaged, or too large for this precision.")
         given, device = logits, "cpu" if logits.device.type == "mps" else logits.device  # an Apple GPU has no float64
@@ -375,7 +375,7 @@ def hooked(model: GPT) -> bool:
 
 
 def reader(model: GPT, batch: int, use_cache: bool, precision: str) -> Reader | Decoder:
-    "The fastest way to read that gives what is asked for. CourseError where the precision is not to be had."
+    "The fastest way to read that gives what is asked for. UserError where the precision is not to be had."
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}.")
     devices = {w.device.type for w in model.parameters()}

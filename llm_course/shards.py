@@ -614,11 +614,11 @@ class TokenDataset:
     """All shards of a split, read as one stream of tokens: nothing here depends on how many there are.
 
     `len(shards)` sequences; `shards[i]` is tokens i·T to i·T+T, one more than T: the targets are the inputs shifted by one.
-    `seq_len` T is the manifest's unless given. With `align`, sequences begin and end where documents do, and have at most T.
+    `seq_len` T is the manifest's unless given. With `document_aligned`, sequences begin and end where documents do, and have at most T.
     `UserError` when files are missing, or not of the size that was written.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train", seq_len: int | None = None, align: bool = False):
+    def __init__(self, folder: str | Path, split: str = "train", seq_len: int | None = None, document_aligned: bool = False):
         self.folder = Path(folder)
         self.manifest = Manifest.load(folder)
         self.seq_len = seq_len or self.manifest.seq_len
@@ -629,8 +629,8 @@ class TokenDataset:
         self.documents = sum(shard.documents for shard in self.shards)
         self._maps = [self._open(shard) for shard in self.shards]
         self._starts = np.cumsum([0] + [shard.tokens for shard in self.shards])
-        self.aligned = align
-        self._cuts = self._between_documents() if align else range(0, self.tokens, self.seq_len)  # sequence i: from i to i + 1
+        self.aligned = document_aligned
+        self._cuts = self._between_documents() if document_aligned else range(0, self.tokens, self.seq_len)  # sequence i: from i to i + 1
 
     def _between_documents(self) -> np.ndarray:
         """Where aligned sequences meet: at the `</s>` of the last document that fits whole, or T tokens on where none does."""

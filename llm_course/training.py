@@ -96,11 +96,11 @@ class Run:
         return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
 def open_shards(folder: str | Path, seq_len: int, verify: bool = True,
-                align: bool = False) -> tuple[Tokenizer, TokenDataset, TokenDataset | None]:
+                document_aligned: bool = False) -> tuple[Tokenizer, TokenDataset, TokenDataset | None]:
     """The tokenizer, the training and the validation sequences of a folder of shards, which must belong together.
 
     Unless `verify` is False, every byte is read first, to see that it is the one that was written."""
-    train, val = (TokenDataset(folder, split, seq_len=seq_len, align=align) for split in ("train", "val"))
+    train, val = (TokenDataset(folder, split, seq_len=seq_len, document_aligned=document_aligned) for split in ("train", "val"))
     for split in (train, val) if verify else (): split.verify()
     if len(train) == 0:
         raise UserError(f"{folder} has {quantity(train.tokens, 'token')} to train on, and one sequence needs {seq_len + 1:,}:"

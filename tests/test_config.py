@@ -72,7 +72,7 @@ def test_what_is_not_sound_json_is_refused(text, words, tmp_path):
     ({}, {"max_steps": 0}, ["training.max_steps", "1"]),
     ({}, {"decay_fraction": 1.5}, ["training.decay_fraction"]),
     ({}, {"lr": -1e-3}, ["training.lr"]),
-    ({}, {"keep": 0}, ["training.keep"]),
+    ({}, {"keep_checkpoints": 0}, ["training.keep_checkpoints"]),
     ({}, {"seed": -1}, ["training.seed"]),
     ({"n_layers": 0}, {}, ["n_layers"]),
     ({"n_kv_heads": 3}, {}, ["n_kv_heads"]),
@@ -153,7 +153,7 @@ some_part = st.dictionaries(st.sampled_from([*MODEL, "lr", "max_steps", "compile
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["model", "training", "other"]), plain | some_part))
 def test_no_config_gets_past_with_anything_but_our_error(values):
-    """Whatever JSON there is in the file: a Config or a CourseError."""
+    """Whatever JSON there is in the file: a Config or a UserError."""
     try:
         assert isinstance(make_config(values, "mine.json"), Config)
     except UserError:

@@ -364,7 +364,7 @@ def test_latest_where_links_are_refused_and_the_disk_is_full(trained, disk, monk
         raise OSError("links are refused")
     monkeypatch.setattr(Path, "symlink_to", refuse)
     small = disk("size=30m")
-    run = start_run(load_config("tiny", {"precision": "fp32", "keep": 9}), trained / "data/shards", torch.device("cpu"), say=list)
+    run = start_run(load_config("tiny", {"precision": "fp32", "keep_checkpoints": 9}), trained / "data/shards", torch.device("cpu"), say=list)
     out = small.seen / "out"
     save_checkpoint(run, out)
     run.step = 1
@@ -525,7 +525,7 @@ def test_an_fsync_that_fails(trained, tmp_path):
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "fsync.so", tmp_path / "fsync.c", "-ldl"], check=True)
     switch, out = tmp_path / "switch", tmp_path / "out"
     told = r"step-(\d+) cannot be written: Input/output error\. What was saved before is untouched\. The training goes on"
-    with running(*endless(trained, out, "--keep", 100, "--sample_every", 0), cwd=tmp_path, LD_PRELOAD=str(tmp_path / "fsync.so"),
+    with running(*endless(trained, out, "--keep_checkpoints", 100, "--sample_every", 0), cwd=tmp_path, LD_PRELOAD=str(tmp_path / "fsync.so"),
                  FAULT_SWITCH=str(switch)) as run:
         run.until(lambda: steps(out) >= 8)
         switch.touch()
@@ -621,7 +621,7 @@ FILES = [*(("checkpoint", name) for name in (*CHECKPOINT_FILES, "manifest.json")
 
 @pytest.mark.parametrize("what, name", FILES)
 def test_bits_and_lengths(what, name, small):
-    "100 flipped bits and 100 truncations of every file are refused at load, with the file's name, as nothing but a CourseError."
+    "100 flipped bits and 100 truncations of every file are refused at load, with the file's name, as nothing but a UserError."
     assert undetected(*small[what], name, 100) == []
 
 

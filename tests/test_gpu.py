@@ -83,12 +83,12 @@ def test_attention_on_a_gpu(heads, dtype, tolerance):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-@pytest.mark.parametrize("muon_lr", [0.0, 10.0])
+@pytest.mark.parametrize("muon_lr_scale", [0.0, 10.0])
 def test_a_gpu_learns_as_a_processor_does(trained: Path, compile, muon_lr_scale):
     "Ten steps of the same run in fp32: the same losses, up to rounding; and in bf16 nearly."
     losses = {}
     for device, precision in (("cpu", "fp32"), (GPU, "fp32"), (GPU, "bf16")):
-        config = load_config("tiny", {"precision": precision, "max_steps": 10, "warmup_steps": 2, "muon_lr": muon_lr_scale,
+        config = load_config("tiny", {"precision": precision, "max_steps": 10, "warmup_steps": 2, "muon_lr_scale": muon_lr_scale,
                                       "compile": compile and device == GPU, "seq_len": 64})
         run = start_run(config, trained / "data/shards", torch.device(device), say=lambda text: None)
         losses[device, precision] = [train_step(run)[0] for _ in range(10)]

@@ -16,7 +16,7 @@ from conftest import SCALE, Outcome, course
 
 from llm_course.cli import main
 from llm_course.config import ModelConfig
-from llm_course.config import LIMITS, TrainingConfig
+from llm_course.config import TrainingConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="what runs for ever is stopped by an alarm, which is POSIX")
 COMMANDS = {  # what makes a subcommand small
@@ -84,8 +84,8 @@ def numbers() -> Iterator[tuple[str, str, list[str], list[str]]]:
     for name, command in main.commands.items():
         if command.context_settings.get("allow_extra_args") and name != "demo":  # which hands the fields to what `train` calls
             for field in fields(TrainingConfig):
-                if field.name in LIMITS:
-                    yield name, f"--{field.name}", *ends(field.type, *LIMITS[field.name])
+                if field.metadata["least"] is not None:
+                    yield name, f"--{field.name}", *ends(field.type, field.metadata["least"], field.metadata["most"])
             for field in fields(ModelConfig):
                 if field.type in (int, float):
                     yield name, f"--{field.name}", *ends(field.type, 0, 2**31)

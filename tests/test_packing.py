@@ -101,7 +101,7 @@ def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
         return
     out = tmp_path_factory.mktemp("aligned") / "s"
     write_shards(documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens)
-    shards = TokenDataset(out, align=True)
+    shards = TokenDataset(out, document_aligned=True)
     ends = np.cumsum([len(stream_of([document])) for document in documents]) - 1  # where each `</s>` stands
     at = 0
     for i in range(len(shards)):
@@ -248,7 +248,7 @@ def test_aligned_batches(tmp_path_factory, lengths, batch_size, seed, seq_len):
     """A batch has the sequences that batch_indices names, the shortest first; what fills them up is ignored."""
     out = tmp_path_factory.mktemp("aligned") / "s"
     write_shards(["x" * length for length in lengths], TOKENIZER, out, val_documents=[], seq_len=seq_len)
-    shards = TokenDataset(out, align=True)
+    shards = TokenDataset(out, document_aligned=True)
     if shards.tokens <= seq_len:
         return
     for step in range(4):

@@ -205,7 +205,7 @@ def test_sigterm_lets_all_finish_their_step(folder, whole):
 @pytest.mark.slow
 def test_four_processes_resume(folder):
     """Among more than two the order of a sum matters: it is the same in a resumed run."""
-    flags = ("--keep", 9)
+    flags = ("--keep_checkpoints", 9)
     fine(Job(folder, "four", steps=15, processes=4, flags=flags).ended())
     shutil.copytree(folder / "four", folder / "four resumed", symlinks=True)
     for step in step_folders(folder / "four resumed")[1:]: shutil.rmtree(step)

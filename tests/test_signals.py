@@ -25,7 +25,7 @@ def train_command(trained: Path, out: Path) -> list:
     "A run of a second or so, with saves, validations and samples in it."
     return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32",
             "--max_steps", 60, "--batch_size", 4, "--save_every", 9, "--eval_every", 13,
-            "--sample_every", 17, "--log_every", 1, "--keep", 3]
+            "--sample_every", 17, "--log_every", 1, "--keep_checkpoints", 3]
 
 
 def told(out: Path) -> list[dict]:

@@ -74,7 +74,7 @@ def test_the_products_of_muon_are_those_that_torch_counts():
     assert counter.get_total_flops() == count_optimizer(ODD, muon=True).operations - count_optimizer(ODD).operations
 
 
-@pytest.mark.parametrize("muon_lr", [0.0, 7.0])
+@pytest.mark.parametrize("muon_lr_scale", [0.0, 7.0])
 def test_what_an_optimizer_reads_and_writes_is_its_state(muon_lr_scale: float):
     "Each number of weight, gradient and means read, all but the gradient written; three passes over the gradient for clipping."
     config = small(muon_lr_scale=muon_lr_scale)
@@ -105,7 +105,7 @@ def test_a_ledger_knows_what_is_there():
     assert {name: moved for name, _, moved in ledger.calls} == {"ones": 4000, "add": 8000, "add_": 4000}
 
 
-@pytest.mark.parametrize("fields", [{}, {"checkpoint_activations": True}, {"precision": "bf16"}, {"muon_lr": 7.0},
+@pytest.mark.parametrize("fields", [{}, {"checkpoint_activations": True}, {"precision": "bf16"}, {"muon_lr_scale": 7.0},
                                     {"micro_batch_size": 2}, {"tie_embeddings": False}], ids=str)
 def test_a_rehearsal_is_the_step_itself(fields: dict):
     "Real tensors under the same ledger come to the same peak."
@@ -184,7 +184,7 @@ def test_any_small_shape_can_be_planned(layers: int, heads: int, rows: int, leng
 @pytest.mark.parametrize("seq_len", [256, 2048])
 def test_the_time_on_a_device_is_its_sheet_times_the_share(seq_len: int):
     "Operations over the dense peak at the assumed share, attention in full, as a GPU does it; twice the devices, half the days."
-    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False, "muon_lr": 0.0})
+    config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False, "muon_lr_scale": 0.0})
     made = plan(config, batch=4, device="h100")
     played = rehearse(speed.with_batch(config, 4, 1), torch.bfloat16, on_cpu=False)
     assert made.seconds == pytest.approx(played.operations / (989.4e12 * 0.4)) and made.tokens == 20 * config.model.n_params

@@ -108,13 +108,13 @@ def told(path: Path) -> list[dict]:
     {"precision": "fp32", "micro_batch_size": 3},
     {"precision": "bf16", "micro_batch_size": 2, "checkpoint_activations": True},
     {"precision": "fp32", "checkpoint_activations": True, "log_every": 3, "eval_every": 4},
-    {"precision": "fp32", "muon_lr": 7.0},
-    {"precision": "bf16", "muon_lr": 7.0, "table_lr": 3.0, "micro_batch_size": 2},
-    {"precision": "fp32", "align": True},
+    {"precision": "fp32", "muon_lr_scale": 7.0},
+    {"precision": "bf16", "muon_lr_scale": 7.0, "embedding_lr_scale": 3.0, "micro_batch_size": 2},
+    {"precision": "fp32", "document_aligned": True},
 ], ids=str)
 def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
     """A run that dies after step 10 and is resumed ends with the weights, optimizer, random state and log of one that did not."""
-    config = tiny(shards, max_steps=20, save_every=10, sample_every=10, keep=2, **fields)
+    config = tiny(shards, max_steps=20, save_every=10, sample_every=10, keep_checkpoints=2, **fields)
     sample = lambda model, tokenizer: str(torch.rand(()).item())   # draws from the random state, as a real sampler does
     whole = run_quietly(config, shards, tmp_path / "whole", sampler=sample)
     with pytest.raises(PowerCut): run_quietly(config, shards, tmp_path / "cut", sampler=cut)
@@ -224,7 +224,7 @@ def test_resume_refuses_another_model(shards, tmp_path):
 def test_resume_refuses_another_optimizer(shards, tmp_path):
     """What AdamW remembers is of no use to Muon: a sentence, not a run that forgets."""
     run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
-    with pytest.raises(UserError, match="muon_lr"):
+    with pytest.raises(UserError, match="muon_lr_scale"):
         run_quietly(tiny(shards, max_steps=4, muon_lr_scale=7.0), shards, tmp_path, resume=True)
 
 
@@ -255,7 +255,7 @@ def test_an_earlier_run_is_never_lost(shards, tmp_path):
 def finished(shards, tmp_path_factory) -> Path:
     """The folder of a run of three steps."""
     out = tmp_path_factory.mktemp("run")
-    run_quietly(tiny(shards, max_steps=3, save_every=1, keep=3), shards, out)
+    run_quietly(tiny(shards, max_steps=3, save_every=1, keep_checkpoints=3), shards, out)
     return out
 
 
@@ -309,7 +309,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_keep_and_latest(shards, tmp_path):
     """Only the newest N stay; `latest` may be lost without harm."""
-    run_quietly(tiny(shards, max_steps=5, save_every=1, keep=2), shards, tmp_path)
+    run_quietly(tiny(shards, max_steps=5, save_every=1, keep_checkpoints=2), shards, tmp_path)
     assert [path.name for path in step_folders(tmp_path)] == ["step-000004", "step-000005"]
     (tmp_path / "latest").unlink()
     assert find_checkpoint(tmp_path / "latest") == find_checkpoint(tmp_path) == tmp_path / "step-000005"
@@ -344,7 +344,7 @@ def test_what_others_have_in_the_folder_of_a_run_stays(shards, tmp_path):
     for name, text in theirs.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    config, said = tiny(shards, max_steps=4, save_every=1, keep=1), []
+    config, said = tiny(shards, max_steps=4, save_every=1, keep_checkpoints=1), []
     spoil = lambda model, tokenizer: (tmp_path / "step-000002/mine.txt").write_text("9") and "a sample" if (tmp_path / "step-000002").exists() else ""
     run_quietly(replace(config, training=replace(config.training, sample_every=2)), shards, tmp_path, sampler=spoil, say=said.append)
     assert (tmp_path / "earlier-1/log.jsonl").read_text() == theirs.pop("log.jsonl") and any("earlier-1" in line for line in said)
@@ -431,7 +431,7 @@ def losses(out: Path) -> np.ndarray:
     return np.array([entry["loss"] for entry in read_log(out) if "loss" in entry])
 
 
-@pytest.mark.parametrize("fields", [{}, {"muon_lr": 7.0}, {"align": True}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0}, {"document_aligned": True}], ids=str)
 @pytest.mark.parametrize("micro", [1, 3, 4])
 def test_micro_batches_are_one_batch(micro, fields, shards, tmp_path):
     """k micro batches give the losses of one batch, also when the last is smaller, or sequences differ in length."""
@@ -484,7 +484,7 @@ def test_a_step_whose_loss_is_no_number_is_skipped(shards):
     assert math.isfinite(train_step(run)[0]) and (run.step, run.skipped, run.consecutive_skips) == (3, 1, 0)
 
 
-@pytest.mark.parametrize("fields", [{}, {"muon_lr": 7.0}, {"precision": "bf16", "checkpoint_activations": "true", "micro_batch_size": 2}])
+@pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0}, {"precision": "bf16", "checkpoint_activations": "true", "micro_batch_size": 2}])
 def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
     """The step, the part of the model, the documents of the batch, and the checkpoint to go on from: the last before the loss went bad."""
     config, seen = tiny(shards, max_steps=20, save_every=3, sample_every=4, **fields), []
@@ -531,12 +531,12 @@ def test_a_spike_stands_in_the_log(shards, tmp_path):
     run.step = 101
     assert update_loss_stats(run, 3.0) and not update_loss_stats(run, 2.05)
     state = trainer_state(run)
-    assert (state["usual_loss"], state["usual_error"]) == (run.loss_ema, run.loss_var_ema)
+    assert (state["loss_ema"], state["loss_var_ema"]) == (run.loss_ema, run.loss_var_ema)
 
 
 def test_the_best_checkpoint_stays(shards, tmp_path):
     """Pruning spares the newest and the one with the lowest validation loss, whatever `keep` says."""
-    config = tiny(shards, max_steps=5, save_every=1, eval_every=0, keep=5)
+    config = tiny(shards, max_steps=5, save_every=1, eval_every=0, keep_checkpoints=5)
     run_quietly(config, shards, tmp_path)
     with open(tmp_path / "log.jsonl", "a") as log:
         for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 6.0)): print(json.dumps({"step": step, "val_loss": loss}), file=log)
@@ -784,7 +784,7 @@ def torchrun(shards: Path, out: Path, *, processes: int = 2, resume: bool = Fals
     return done.stdout
 
 
-@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 1}, {"muon_lr": 7.0}, {"align": True, "micro_batch_size": 3}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"micro_batch_size": 1}, {"muon_lr_scale": 7.0}, {"document_aligned": True, "micro_batch_size": 3}], ids=str)
 def test_two_processes_are_one_run(fields, shards, tmp_path):
     """Two gloo processes at the same global batch: the losses of one process over 20 fp32 steps, within 1e-5, and one voice."""
     one = run_quietly(tiny(shards, batch_size=8, max_steps=20, save_every=10, **{**fields, "micro_batch_size": 0}), shards, tmp_path / "one")

@@ -65,7 +65,7 @@ def largest_difference(ours: GPT, theirs: "transformers.PreTrainedModel") -> flo
 
 
 def tiny(shape: dict, **training: object) -> Config:
-    config = load_config("tiny", {"max_steps": 3, "save_every": 1, "keep": 9, "log_every": 1, **training})
+    config = load_config("tiny", {"max_steps": 3, "save_every": 1, "keep_checkpoints": 9, "log_every": 1, **training})
     return replace(config, model=ModelConfig(**{**dict(n_layers=2, d_model=48, d_ff=72, vocab_size=600, seq_len=64), **shape}))
 
 

@@ -43,18 +43,18 @@ from llm_course.training import read_log
 
 VOCAB = 320
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "vocab_size": VOCAB, "seq_len": 32,
-         "batch_size": 6, "max_steps": 30, "save_every": 5, "log_every": 1, "eval_every": 0, "eval_sequences": 4, "keep": 2,
+         "batch_size": 6, "max_steps": 30, "save_every": 5, "log_every": 1, "eval_every": 0, "eval_sequences": 4, "keep_checkpoints": 2,
          "warmup_steps": 5, "precision": "fp32", "compile": False}
 SCENARIOS = {   # what differs from SMALL
     "fp32": {},
     "bf16": {"precision": "bf16", "save_every": 4, "log_every": 3},
     "accumulation": {"micro_batch_size": 4},
     "checkpointed activations": {"checkpoint_activations": True, "precision": "bf16", "micro_batch_size": 3},
-    "Muon": {"muon_lr": 7.0, "table_lr": 3.0, "precision": "bf16"},
-    "several epochs": {"max_steps": 40, "batch_size": 4, "keep": 1},   # on tiny shards
-    "a save each step": {"save_every": 1, "max_steps": 20, "keep": 3},
-    "samples and evaluations": {"sample_every": 2, "eval_every": 3, "save_every": 3, "keep": 1},
-    "Muon, everything at once": {"muon_lr": 7.0, "micro_batch_size": 4, "checkpoint_activations": True, "sample_every": 3,
+    "Muon": {"muon_lr_scale": 7.0, "embedding_lr_scale": 3.0, "precision": "bf16"},
+    "several epochs": {"max_steps": 40, "batch_size": 4, "keep_checkpoints": 1},   # on tiny shards
+    "a save each step": {"save_every": 1, "max_steps": 20, "keep_checkpoints": 3},
+    "samples and evaluations": {"sample_every": 2, "eval_every": 3, "save_every": 3, "keep_checkpoints": 1},
+    "Muon, everything at once": {"muon_lr_scale": 7.0, "micro_batch_size": 4, "checkpoint_activations": True, "sample_every": 3,
                                  "eval_every": 2, "save_every": 2, "max_steps": 24},
 }
 SHELL_SHARE = 0.1       # of the kills that hit processes started from a shell
@@ -332,7 +332,7 @@ def killed_at(scenario: Scenario, out: Path, operation: int, count: Path) -> Non
 def each_operation(root: Path, tally: Tally, stride: int = 1) -> None:
     """Kill a run before each operation on files that it does (or every `stride`th), and resume it to its end."""
     name = "before each file operation"
-    SCENARIOS[name] = {"max_steps": 3, "save_every": 1, "sample_every": 2, "eval_every": 2, "keep": 1, "batch_size": 2}
+    SCENARIOS[name] = {"max_steps": 3, "save_every": 1, "sample_every": 2, "eval_every": 2, "keep_checkpoints": 1, "batch_size": 2}
     scenario = Scenario(name, root)
     count = scenario.folder / "operations.txt"
     for operation in itertools.count(0, stride):
