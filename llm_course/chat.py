@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from .files import visible
 from .terminal import LineBreaker, columns, format_table, speak
-from .grading import verdict
-from .pipeline import visible
 
 # %% ../nbs/98_chat.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
@@ -113,6 +112,7 @@ class Chat:
 
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
+        from llm_course.grading import verdict
         speak(f"  {visible(verdict(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:
