@@ -248,7 +248,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu", tokeni
     check_size(config.model, folder)
     with torch.random.fork_rng(devices=[]): model = GPT(config.model)   # the caller's random numbers stay the caller's
     load_weights(model, folder)
-    return Checkpoint(model.to(device).eval(), tokenizer, config, step, folder)
+    from llm_course.kernels import accelerate  # pipeline composes this
+    return Checkpoint(accelerate(model.to(device)).eval(), tokenizer, config, step, folder)
 
 def tokenizer_of(folder: Path, given: Tokenizer | None, vocab_size: int) -> Tokenizer:
     """The tokenizer of a model from elsewhere: its tokenizer.model, else the one `given`; UserError if it does not fit."""

@@ -188,7 +188,7 @@ def check_precision(places: RunPaths) -> Iterator[Finding]:
         yield Finding("bf16", "fine", f"{what}; training picks {str(picked).removeprefix('torch.')}: {reason}.")
 
 # %% ../nbs/91_doctor.ipynb #d0baa73a
-TINY = ("import torch; from llm_course.gpt import compile_anywhere; x = torch.arange(100.0, device={!r}); "
+TINY = ("import torch; from llm_course.kernels import compile_anywhere; x = torch.arange(100.0, device={!r}); "
         "assert compile_anywhere(lambda x: (x * 2 + 1).relu().sum())(x) == 10000")
 
 

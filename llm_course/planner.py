@@ -13,7 +13,6 @@ import torch
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from torch import Tensor
@@ -22,11 +21,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from unittest.mock import patch
 
 from .config import Config, ModelConfig
 from .files import UserError, did_you_mean, quantity
 from .gpt import GPT
+from .kernels import accelerate
 from .training import accumulate
 from llm_course.device import (
     bandwidth, memory, pick_device, pick_precision, processor_name, rate_at_shapes,
@@ -131,11 +130,10 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
         ledger.tag = "passing"
         return loss
 
-    elsewhere = nullcontext() if on_cpu else patch("llm_course.attention.is_cpu", lambda device: False)
-    with elsewhere, torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
-        model = GPT(config.model).train()
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
+        model = accelerate(GPT(config.model), device="cpu" if on_cpu else "cuda", trim=False).train()
         model.checkpoint_activations = training.checkpoint_activations
-        model.check, model.places = lambda *_: None, lambda targets: targets.shape[1]  # there are no numbers to look at
+        model.check_ids = False  # there are no numbers to look at
         optimizers, ledger.tag = make_optimizers(model, training, precision), "optimizer"
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
@@ -160,11 +158,12 @@ BARE = """
 import re, torch
 from pathlib import Path
 from llm_course.gpt import GPT
+from llm_course.kernels import accelerate
 from llm_course.training import accumulate
 from llm_course.config import load_config
 from llm_course.optim import make_optimizers
 config = load_config("tiny")
-model, ids = GPT(config.model), torch.zeros(1, 2, dtype=torch.long)
+model, ids = accelerate(GPT(config.model)), torch.zeros(1, 2, dtype=torch.long)
 accumulate(model, ids, ids, 1, lambda: torch.autocast("cpu", torch.bfloat16, enabled={bf16}))
 for optimizer in make_optimizers(model, config.training): optimizer.step()
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

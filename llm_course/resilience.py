@@ -31,7 +31,7 @@ from llm_course.files import (
     UserError, atomic_write, folder_lock, file_sha256, message_stream, print_message, quantity,
     read_json,
 )
-from .gpt import GPT
+from .gpt import GPT, mimetic_init_
 from llm_course.training import (
     Run, accumulate, describe, next_batch, open_shards, read_log, silent, train_step, validate,
 )
@@ -74,9 +74,10 @@ def start_run(config: Config, shards: str | Path, device: torch.device, world: W
     torch.manual_seed(config.training.seed)
     model = GPT(config.model)
     if first: model.load_state_dict(first.model.state_dict())
-    elif config.training.mimetic_init: model.mimetic_init_(config.training.mimetic_init)
+    elif config.training.mimetic_init: mimetic_init_(model, config.training.mimetic_init)
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
-    if config.training.compile: model.compile_blocks()
+    from llm_course.kernels import accelerate  # pipeline composes this
+    accelerate(model, compile=config.training.compile)
     precision, reason = pick_precision(config.training.precision, device)
     optimizers = make_optimizers(model, config.training, precision)
     # FSDP, where one GPU cannot hold a whole model: FSDP2's fully_shard(block) for each block, then fully_shard(model), in place of
@@ -347,7 +348,8 @@ def compiler_trouble(run: Run) -> Iterator[None]:
         yield
         return
     except RuntimeError as error:
-        if not run.model.compiled_blocks: raise
+        from llm_course.kernels import is_compiled  # pipeline composes this
+        if not is_compiled(run.model): raise
         from torch._dynamo.exc import BackendCompilerFailed   # loaded by now
         if not isinstance(error, BackendCompilerFailed): raise
     raise UserError("torch.compile does not work here: `llm-course doctor` says why, and --compile false trains without it.")

@@ -21,10 +21,11 @@ from pathlib import Path
 from torch import Tensor
 from weakref import WeakKeyDictionary
 
-from .gpt import Block, GPT, compile_anywhere
+from .gpt import Block, GPT
+from .kernels import chunked_attention, compile_anywhere, is_compiled, use_chunked_attention  # decoding's, once split
 from .files import UserError, print_message, quantity
 from llm_course.attention import (
-    KVCache, chunked_attention, use_chunked_attention, causal_attention, rope_table,
+    KVCache, causal_attention, rope_table,
 )
 from .tokenizer import Tokenizer
 from .shapes import shape_checked
@@ -305,7 +306,7 @@ class GraphDecoder(Decoder):
         self.at = torch.zeros(1, dtype=torch.long, device=device)  # the position of `ids`
         self.future: Tensor | None = None  # of the positions that a recording looks at, those that hold nothing yet
         self.recorded: dict[int, tuple[Callable[[], object], Tensor]] = {}  # for so many positions: how to play it, and its logits
-        if model.compiled_blocks:
+        if is_compiled(model):
             self.one_layer = compile_anywhere(self.one_layer, dynamic=False, options={"coordinate_descent_tuning": True})
 
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
