@@ -215,10 +215,8 @@ class Progress(Callback):
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Move the bar."""
-        if seconds := trainer.step_seconds:
-            tokens = trainer.config.batch_size * trainer.data.mean_length
-            self.speed = tokens * len(seconds) / sum(seconds)
-        self.bar.set_postfix_str(f"loss {trainer.loss:.3f}, {self.speed:,.0f} tokens/s", refresh=False)
+        speed = trainer.tokens_per_second
+        self.bar.set_postfix_str(f"loss {trainer.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         self.bar.update()
 
     def on_log(self, trainer: Trainer, entry: dict) -> None:
@@ -230,8 +228,6 @@ class Progress(Callback):
             self.tell(f"{step}: validation loss {entry['val_loss']:.3f}")
         if "sample" in entry:
             self.tell(entry["sample"])
-        if "tokens_per_second" in entry:
-            self.speed = entry["tokens_per_second"]
         if "max_steps" in entry:
             self.bar.total = entry["max_steps"]
 

@@ -130,9 +130,11 @@ class Trainer:
     parallel: Parallel = Parallel()
     callbacks: Sequence[Callback] = ()
     forward: nn.Module | None = None  # the model, wrapped by `parallel`
+    lr: float = math.nan  # of the last step
     loss: float = math.nan  # of the last step, in nats per token
-    grad_norm: float = math.nan  # before clipping
+    grad_norm: float = math.nan  # of the last step, before clipping
     step_seconds: list[float] = field(default_factory=list)  # since the last loss was logged
+    tokens_per_second: float = math.nan  # in these
 
     @property
     def micro_batch_size(self) -> int:
@@ -151,6 +153,24 @@ class Trainer:
         )
         device = next(self.model.parameters()).device
         return torch.as_tensor(ids[0], device=device), torch.as_tensor(ids[1], device=device)
+
+    def step(self) -> None:
+        """One optimizer step on the next batch, at the learning rate of its time, counted in the state."""
+        config, state, begun = self.config, self.state, time.perf_counter()
+        self.lr = learning_rate(state.step, config, state.max_steps)
+        set_learning_rate(self.optimizers, self.lr)
+        self.loss, self.grad_norm = train_step(
+            self.forward or self.model, self.optimizers, *self.batch(), micro_batch_size=self.micro_batch_size,
+            grad_clip=config.grad_clip, dtype=self.dtype, parallel=self.parallel,
+        )
+        finite, tokens = math.isfinite(self.loss + self.grad_norm), config.batch_size * self.data.mean_length
+        state.step += 1
+        state.sequences += config.batch_size
+        state.tokens += tokens
+        state.skipped += not finite
+        state.consecutive_skips = 0 if finite else state.consecutive_skips + 1
+        self.step_seconds.append(time.perf_counter() - begun)
+        self.tokens_per_second = tokens * len(self.step_seconds) / sum(self.step_seconds)
 
     def notify(self, event: str, *args: object) -> None:
         """Call the method `event` of every callback, in their order."""
@@ -172,27 +192,20 @@ def fit(
     dtype: of the matrix products (torch.bfloat16: mixed precision)."""
     optimizers = optimizers or make_optimizers(model, config, dtype)
     state = state or TrainState(max_steps=config.max_steps)
-    trainer = Trainer(model, data, config, optimizers, state, dtype, parallel, callbacks, parallel.wrap(model))
+    trainer = Trainer(model, data, config, optimizers, state, dtype, parallel, callbacks)
+    trainer.forward = parallel.wrap(model)
     try:
         trainer.notify("on_fit_start")
         while state.step < state.max_steps:
-            begun = time.perf_counter()
-            rate = learning_rate(state.step, config, state.max_steps)
-            set_learning_rate(optimizers, rate)
-            trainer.loss, trainer.grad_norm = train_step(
-                trainer.forward, optimizers, *trainer.batch(), micro_batch_size=trainer.micro_batch_size,
-                grad_clip=config.grad_clip, dtype=dtype, parallel=parallel)
-            finite, tokens = math.isfinite(trainer.loss + trainer.grad_norm), config.batch_size * data.mean_length
-            state.step, state.sequences = state.step + 1, state.sequences + config.batch_size
-            state.tokens, state.skipped = state.tokens + tokens, state.skipped + (not finite)
-            state.consecutive_skips = 0 if finite else state.consecutive_skips + 1
-            trainer.step_seconds.append(time.perf_counter() - begun)
-            if not finite:
+            trainer.step()
+            if not math.isfinite(trainer.loss + trainer.grad_norm):
                 trainer.log(skipped=state.skipped)
             elif state.step == 1 or state.due(config.log_every):
-                speed = tokens * len(trainer.step_seconds) / sum(trainer.step_seconds)
-                trainer.log(loss=trainer.loss, lr=rate, grad_norm=trainer.grad_norm, tokens=round(state.tokens),
-                            tokens_per_second=round(speed))
+                trainer.log(
+                    loss=trainer.loss, lr=trainer.lr, grad_norm=trainer.grad_norm, tokens=round(state.tokens),
+                    tokens_per_second=round(trainer.tokens_per_second),
+                )
+                trainer.step_seconds.clear()
             trainer.notify("on_step_end")
     except BaseException as error:
         trainer.notify("on_exception", error)
