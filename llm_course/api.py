@@ -4,20 +4,20 @@
 __all__ = ['check_type', 'documents_of', 'checkpoint_of', 'train_tokenizer', 'prepare', 'train', 'load', 'generate', 'evaluate']
 
 # %% ../nbs/93_api.ipynb #46d9458d
-import glob
 from collections.abc import Iterable
 from pathlib import Path
 
-from .checkpoint import Checkpoint, load_checkpoint
+from .checkpoint import Checkpoint
 from .config import Config, load_config
 from .corpus import Corpus
 from .device import pick_device
 from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
-from .files import UserError, print_message
+from .files import UserError
+from .integrity import load_verified
 from .preparation import choose_validation, validation_beside
-from .resilience import Result
-from .resilience import train as train_run
+from .pipeline import Result
+from .pipeline import train as train_run
 from .sampling import write as generate_texts
 from .shards import TokenDataset, write_shards
 from .tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def train(config: str | Path | Config, data: str | Path | TokenDataset = "data/s
 def load(path: str | Path) -> Checkpoint:
     """The checkpoint at `path`, the folder of a step, of a run, or of a Hugging Face model: `.model`, `.tokenizer`, `.config`, `.step`."""
     check_type("path", path, str, Path, wanted="a path")
-    checkpoint = load_checkpoint(path, pick_device("auto"))
+    checkpoint = load_verified(path, pick_device("auto"))
     checkpoint.model.eval()
     return checkpoint
 

@@ -647,7 +647,7 @@ def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, 
     """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4."""
     from llm_course.pipeline import sample_text
     from llm_course.config import load_config
-    from llm_course.resilience import train as run
+    from llm_course.pipeline import train as run
     typed = typed_fields(ctx)
     chosen = load_config(config, typed)
     if show:
@@ -672,13 +672,13 @@ def only_the_demo() -> bool:
 def open_checkpoint(ckpt: str, tok: str | None, device: str, verify: bool = True) -> object:
     "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given and it has one."
     from llm_course.tokenizer import Tokenizer
-    from llm_course.checkpoint import load_checkpoint
+    from llm_course.integrity import load_verified
     from llm_course.device import pick_device
     if ckpt == LATEST and only_the_demo():
         theirs = f"llm-course {click.get_current_context().info_name} --ckpt {DEMO}/checkpoints/latest"
         raise click.UsageError(f"There is no checkpoint at {ckpt}: `{theirs}` takes that of the demo.")
     named = Tokenizer.load(tok) if tok else None
-    checkpoint = load_checkpoint(ckpt, pick_device(device), named, verify)
+    checkpoint = load_verified(ckpt, pick_device(device), named, verify)
     if named:
         checkpoint.check_tokenizer(named, tok)
     checkpoint.model.eval()
@@ -993,7 +993,7 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, 
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
     from llm_course.pipeline import CAREFUL, more_time, sample_text
     from llm_course.files import check_ours
-    from llm_course.checkpoint import load_checkpoint, read_manifest
+    from llm_course.integrity import load_verified, verify_checkpoint
     from llm_course.config import load_config
     from llm_course.device import pick_device
     from llm_course.pipeline import train_on_tales
@@ -1003,8 +1003,8 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, 
     speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample_text, say=speak,
                           fresh=fresh, force=force, command=typed, again=f"`{again}`")
-    checkpoint = load_checkpoint(ckpt, pick_device())
-    seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
+    checkpoint = load_verified(ckpt, pick_device())
+    seen = verify_checkpoint(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
     if hint := more_time(checkpoint, seen): speak(hint)

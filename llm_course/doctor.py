@@ -36,7 +36,7 @@ from .shards import Manifest, TokenDataset, read_index, usable_processors
 from .tokenizer import Tokenizer
 from .config import config_names, load_config
 from llm_course.checkpoint import (
-    find_checkpoint, load_checkpoint, newest_checkpoint, read_manifest, step_folders,
+    find_checkpoint, newest_checkpoint, step_folders,
 )
 from llm_course.numerics import (
     literal, python, requirements, set_variable, shell, torch_wanted, device_code_paths, cpu_code_paths,
@@ -45,6 +45,7 @@ from llm_course.numerics import (
 from llm_course.device import (
     matmul_rate, memory, pick_device, pick_precision, processor_name, threads,
 )
+from .integrity import load_verified, verify_checkpoint
 from .training import read_log
 
 # %% ../nbs/91_doctor.ipynb #d05a49eb
@@ -429,7 +430,7 @@ def check_checkpoints(places: RunPaths) -> Iterator[Finding]:
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         roomy = size < memory()[1]  # the weights are a third of it, and loading holds them twice
         try:
-            allowance.read(size, lambda: load_checkpoint(folder) if roomy else read_manifest(folder))
+            allowance.read(size, lambda: load_verified(folder) if roomy else verify_checkpoint(folder))
             sound.append(folder)
         except UserError as error:
             yield Finding("checkpoints", "wrong", re.sub(r" Remove .* to go on .*", "", str(error)), aside(folder))

@@ -415,8 +415,8 @@ def test_a_search_for_a_symptom_finds_the_page(fault, words):
 @pytest.mark.parametrize("words, module, function", [
     ("FlashAttention", "attention", "causal_attention"), ("Flash-Attn", "attention", "causal_attention"),
     ("scaled_dot_product_attention", "attention", "causal_attention"), ("sdpa_kernel", "attention", "causal_attention"),
-    ("FSDP", "training", "start_run"), ("fully_shard", "training", "start_run"), ("DeepSpeed", "training", "train_step"),
-    ("data pipeline", "training", "next_batch")])
+    ("FSDP", "distributed", "DDP"), ("fully_shard", "distributed", "DDP"), ("DeepSpeed", "training", "train_step"),
+    ("data pipeline", "training", "Trainer")])
 def test_where_to_plug_in_what_others_wrote(words, module, function):
     "README.md names it with its place, and the comment stands there."
     page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Scaling")[1].split("## Other programs")[0]
