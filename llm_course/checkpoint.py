@@ -36,7 +36,8 @@ from .files import UserError, file_sha256, print_message, read_json, write_folde
 from .gpt import GPT
 from .training import Run, read_log
 from .shards import TokenDataset, with_checksum
-from .tokenizer import Tokenizer, huggingface_files
+from .tokenizer import Tokenizer
+from .preparation import huggingface_files
 from .device import dtype_name, memory_of
 
 # %% ../nbs/33_checkpoint.ipynb #a9fa8be8

@@ -329,7 +329,7 @@ def read_sections(file: Traversable) -> dict[str, Section]:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    where, texts = {}, {}
+    where, texts, name = {}, {}, ""
     for number, line in enumerate(lines, 1):
         here = Section(line, str(file), number)
         blank = not line.strip() or line.startswith("#")
