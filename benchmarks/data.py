@@ -39,7 +39,8 @@ def write_texts(folder: Path, megabytes: int) -> None:
     """Both texts, and a vocabulary for each, where they are missing."""
     from llm_course.corpus import Corpus, write_tales_corpus
     from llm_course.files import atomic_write
-    from llm_course.tokenizer import huggingface_files, train_tokenizer
+    from llm_course.preparation import huggingface_files
+    from llm_course.tokenizer import train_tokenizer
 
     if not (folder / "tales.txt").exists():
         write_tales_corpus(folder, megabytes * 900, 500)
@@ -105,26 +106,29 @@ def theirs(text: str, folder: Path, what: str, cores: int) -> float:
 
 
 def encode(text: str, folder: Path, what: str, cores: int) -> float:
-    """`Tokenizer.encode_array`, a document at a time."""
+    """`BulkEncoder.encode_array`, a document at a time."""
+    from llm_course.shards import BulkEncoder
     from llm_course.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(folder / f"{text}.model")
+    encoder = BulkEncoder(Tokenizer.load(folder / f"{text}.model"))
     documents, size = documents_of(text, folder, 3 * THEIRS)
     begun = time.perf_counter()
-    for document in documents: tokenizer.encode_array(document)
+    for document in documents: encoder.encode_array(document)
     return size / 1e6 / (time.perf_counter() - begun)
 
 
 def prepare(text: str, folder: Path, what: str, cores: int) -> float:
     """`packing.write_shards` from the file to the finished shards, the start of other processes included."""
     from llm_course.corpus import Corpus
+    from llm_course.preparation import tokenize_in_parallel
     from llm_course.shards import write_shards
     from llm_course.tokenizer import Tokenizer
 
     tokenizer, corpus = Tokenizer.load(folder / f"{text}.model"), Corpus(folder / f"{text}.txt", TEXTS[text])
     with tempfile.TemporaryDirectory(dir=folder) as out:
         begun = time.perf_counter()
-        manifest = write_shards(corpus, tokenizer, Path(out) / "shards", val_documents=Corpus(folder / "val.txt"), workers=cores)
+        manifest = write_shards(corpus, tokenizer, Path(out) / "shards", val_documents=Corpus(folder / "val.txt"),
+                                tokenize=tokenize_in_parallel(cores))
         seconds = time.perf_counter() - begun
     return sum(shard.bytes for shards in manifest.splits.values() for shard in shards) / 1e6 / seconds
 

@@ -27,8 +27,9 @@ from .config import Config, ModelConfig, TrainingConfig, make_config
 from .device import dtype_name
 from .files import UserError, read_json, write_folder
 from .gpt import GPT
+from .preparation import huggingface_files
 from .shards import with_checksum
-from .tokenizer import Tokenizer, huggingface_files
+from .tokenizer import Tokenizer
 from .training import TrainState, read_log
 
 # %% ../nbs/33_checkpoint.ipynb #a9fa8be8

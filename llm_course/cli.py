@@ -6,11 +6,11 @@ __all__ = ['STOPPING', 'MAKERS', 'SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', '
            'Stage', 'what_to_do_with', 'Computing', 'cleaning_up', 'outliving_readers', 'Program', 'main', 'PathType',
            'TextType', 'typed_command', 'next_command', 'reads_text', 'open_corpus', 'write_missing', 'progress_bar',
            'held_out_stories', 'save_tales', 'corpus', 'model_path', 'tokenizer', 'again', 'open_tokens', 'packable',
-           'useful_workers', 'show_splits', 'check_validation', 'prepare', 'ConfigOption', 'typed_fields',
-           'Configurable', 'describe_config', 'refuse_shape', 'train', 'only_the_demo', 'open_checkpoint', 'figures',
-           'open_measured', 'usual_measure', 'next_measurement', 'evaluate', 'writes_text', 'generate', 'fault_in_chat',
-           'chat', 'export', 'show_finding', 'doctor', 'show_plan', 'plan', 'show_results', 'show_story',
-           'show_stories', 'demo']
+           'show_splits', 'check_validation', 'prepare', 'ConfigOption', 'typed_fields', 'Configurable',
+           'describe_config', 'refuse_shape', 'train', 'only_the_demo', 'open_checkpoint', 'figures', 'open_measured',
+           'usual_measure', 'next_measurement', 'evaluate', 'writes_text', 'generate', 'fault_in_chat', 'chat',
+           'export', 'show_finding', 'doctor', 'show_plan', 'plan', 'show_results', 'show_story', 'show_stories',
+           'demo']
 
 # %% ../nbs/99_cli.ipynb #99import
 import click
@@ -423,13 +423,6 @@ def packable(corpus: Iterable[str], move: Callable[[int], object]) -> Iterator[o
         return (document for document in corpus.tokenized() if not move(document.ids.nbytes))
     return (text for text in corpus if not move(len(text.encode("utf-8", "surrogatepass"))))
 
-
-def useful_workers(corpus: Iterable[str]) -> int:
-    "As many processes as there are processors, but each with 10 MB to tokenize: starting one costs about as much as 5 MB."
-    from llm_course.shards import usable_processors
-    size = 0 if hasattr(corpus, "tokenized") else sum(file.stat().st_size for file in corpus.files)
-    return max(1, min(usable_processors(), size // 10_000_000))
-
 # %% ../nbs/99_cli.ipynb #split0001
 MANY = 0.05  # of the tokens: where copies take so many out of training, that is said
 
@@ -531,7 +524,7 @@ def prepare(
 ) -> None:
     "Pack a text into shards, and hold documents out."
     from llm_course.files import quantity
-    from llm_course.preparation import choose_validation, validation_beside
+    from llm_course.preparation import choose_validation, tokenize_in_parallel, useful_workers, validation_beside
     from llm_course.shards import write_shards
     from llm_course.tokenizer import Tokenizer
 
@@ -556,7 +549,7 @@ def prepare(
             val_text=chosen.text,
             seq_len=seq_len,
             shard_tokens=shard_tokens,
-            workers=workers or useful_workers(corpus),
+            tokenize=tokenize_in_parallel(workers or useful_workers(corpus)),
             force=force,
         )
     if mended := getattr(corpus, "mended", 0):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from .files import UserError
 from .config import ModelConfig
-from .shards import limits
+from .preparation import cgroup_limits
 
 # %% ../nbs/31_device.ipynb #51c72715
 def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
@@ -178,7 +178,7 @@ def memory() -> tuple[int, int]:
     "Bytes of memory, and free ones, that this process can have: its container's if that has less than the machine."
     total, free = physical_memory()
     for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-        for (most,), (now,) in zip(limits(limit), limits(used)):
+        for (most,), (now,) in zip(cgroup_limits(limit), cgroup_limits(used)):
             total, free = min(total, most), min(free, max(most - now, 0))
     return total, free
 

@@ -32,7 +32,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .files import UserError, duration, locked, quantity, read_json
-from .shards import Manifest, TokenDataset, read_index, usable_processors
+from .preparation import usable_processors
+from .shards import Manifest, TokenDataset, read_index
 from .tokenizer import Tokenizer
 from .config import config_names, load_config
 from llm_course.checkpoint import (

@@ -2,19 +2,21 @@
 
 # %% auto #0
 __all__ = ['OF_THE_HERO', 'Word', 'Option', 'Hat', 'parse_word', 'split_weight', 'parse', 'parse_sequence', 'parse_hat',
-           'with_article', 'capital', 'read_table', 'all_forms', 'Row', 'Writer', 'Verdict', 'Choice', 'WrongHere',
-           'Reader', 'wrong_message', 'Grammar']
+           'with_article', 'capital', 'table_rows', 'read_table', 'all_forms', 'Row', 'Writer', 'Verdict', 'Choice',
+           'WrongHere', 'Reader', 'wrong_message', 'Grammar', 'Section', 'read_sections', 'check_table',
+           'check_brackets', 'check_template', 'possible_tables', 'check_options', 'known_start', 'check_circles']
 
 # %% ../nbs/11_grammar.ipynb #11import
 import math
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib.resources.abc import Traversable
 from random import Random
 
-from .files import did_you_mean
+from .files import UserError, did_you_mean
 
 # %% ../nbs/11_grammar.ipynb #549cf40b
 @dataclass(frozen=True, eq=False, slots=True)
@@ -106,13 +108,23 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 # %% ../nbs/11_grammar.ipynb #2cf91665
+def table_rows(table: str) -> list[tuple[int, list[str]]]:
+    "The cells of each row of a table, and where in its text the row begins: `a, b, c`, or lines with bars between cells."
+    rows, at = [], 0
+    for part in table.split("\n" if "|" in table else ","):
+        cells = [" ".join(cell.split()) for cell in part.split("|")]
+        rows.append((at + len(part) - len(part.lstrip()), cells))
+        at += len(part) + 1
+    return rows if "|" not in table else [(at, cells) for at, cells in rows if cells != [""]]
+
+
 def read_table(table: str) -> list[dict[str, str]]:
-    "The rows of a table: `a, b, c`, or lines of columns with bars between, under a line of their names. The first is named `''`."
+    "The rows of a table; where it has columns, their names stand in the first line. The first column is named `''`."
+    rows = [cells for _, cells in table_rows(table)]
     if "|" not in table:
-        return [{"": word.strip()} for word in table.split(",")]
-    lines = [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
-    columns = [""] + lines[0][1:]
-    return [dict(zip(columns, cells, strict=True)) for cells in lines[1:]]
+        return [{"": word} for word, in rows]
+    columns = ["", *rows[0][1:]]
+    return [dict(zip(columns, cells, strict=True)) for cells in rows[1:]]
 
 
 def all_forms(role: str, row: dict[str, str]) -> dict[str, str]:
@@ -293,3 +305,151 @@ class Grammar:
         with suppress(WrongHere):
             self.tell(self.nodes, pen)
         return pen.choices
+
+# %% ../nbs/11_grammar.ipynb #sect0002
+@dataclass(frozen=True)
+class Section:
+    "A named part of a text file, and where it stands."
+
+    text: str
+    file: str
+    line: int  # of the first line of the text
+
+    def error(self, at: int, wrong: str, hint: str = "") -> UserError:
+        "A `UserError` with the file and the line of character `at` of the text."
+        line = self.line + self.text.count("\n", 0, at)
+        return UserError(f"{self.file}, line {line}: {wrong}.{hint}")
+
+
+def read_sections(file: Traversable) -> dict[str, Section]:
+    """The sections of a text file by name; lines that begin with `#` are comments.
+
+    `UserError` where a name stands twice or has no text, and where a line is neither a name nor indented."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    where, texts, name = {}, {}, ""
+    for number, line in enumerate(lines, 1):
+        here = Section(line, str(file), number)
+        blank = not line.strip() or line.startswith("#")
+        if blank or line[0].isspace():
+            if texts:
+                texts[name].append("" if blank else line)  # blank lines are kept, so that lines can be counted
+            elif not blank:
+                raise here.error(0, "this text belongs to no name; write a name and a colon above it")
+        elif not (heading := re.fullmatch(r"(\w[\w ]*):\s*", line)):
+            raise here.error(0, f"{line[:40]!r} is neither a name with a colon nor indented text")
+        elif (name := heading[1]) in where:
+            raise here.error(0, f"the name {name!r} stands there twice, first in line {where[name] - 1}")
+        else:
+            where[name], texts[name] = number + 1, []
+    sections = {name: Section("\n".join(text), str(file), where[name]) for name, text in texts.items()}
+    for name, section in sections.items():
+        if not section.text.strip():
+            raise replace(section, line=section.line - 1).error(0, f"nothing stands under {name!r}")
+    return sections
+
+# %% ../nbs/11_grammar.ipynb #sect0003
+def check_table(section: Section) -> None:
+    "`UserError` for a row with other columns than the first, a word that is missing, or two that begin alike."
+    rows = table_rows(section.text)
+    columns = rows.pop(0)[1] if "|" in section.text else [""]
+    words = []
+    if not rows:
+        raise section.error(0, "this table has names of columns, and no row")
+    for at, cells in rows:
+        if len(cells) != len(columns):
+            raise section.error(at, f"a row has {len(cells)} columns, and the first line names {len(columns)}")
+        weight, word = split_weight(cells[0])
+        if not word or not all(cells):
+            raise section.error(at, "a word is missing beside a comma or a bar")
+        if weight < 1:
+            raise section.error(at, f"{word!r} has the weight 0, and would never be drawn")
+        if sign := re.search(r"[][{}<>*]", word + "".join(cells[1:])):
+            raise section.error(at, f"{sign[0]!r} cannot stand in a word")
+        if other := next((other for other in words if word.startswith(other) or other.startswith(word)), None):
+            raise section.error(at, f"{other!r} and {word!r} begin alike, so no reader could tell which was drawn")
+        words.append(word)
+
+# %% ../nbs/11_grammar.ipynb #sect0004
+def check_brackets(section: Section) -> None:
+    "`UserError` for a bracket or bar that stands alone, and for braces that hold no name of a word."
+    opened = []
+    for found in re.finditer(r"\{[^{}]*\}|<\w+>|[][|{}<>]", section.text):
+        sign, at = found[0], found.start()
+        if sign == "[":
+            opened.append(at)
+        elif sign == "]" and opened:
+            opened.pop()
+        elif len(sign) == 1 and not (sign == "|" and opened):
+            raise section.error(at, f"the {sign!r} stands alone")
+        elif sign[0] == "{" and not re.fullmatch(r"\{([Aa]\s+)?\w+(\.\w+)?\}", sign):
+            raise section.error(at, f"{sign} should look like {{thing}}, {{a thing}} or {{place.near}}")
+    if opened:
+        raise section.error(opened[-1], "the '[' is not closed")
+
+
+def check_template(
+    section: Section, tables: dict[str, str], passages: dict[str, str], sources: dict[str, str]
+) -> None:
+    "`UserError` for brackets that do not match, and for a passage, a table or a column that does not exist."
+    check_brackets(section)
+    for found in re.finditer(r"<(\w+)>|\{[^{}]*\}", section.text):
+        at, passage = found.start(), found[1]
+        if passage:
+            if passage not in passages:
+                raise section.error(at, f"there is no passage {found[0]}", did_you_mean(passage, passages))
+            continue
+        word = parse_word(" ".join(found[0].split()))
+        column = word.key.partition(".")[2].lower()
+        for name in possible_tables(word.role, tables, sources):
+            if name not in tables:
+                raise section.error(at, f"{found[0]} has no table {name!r}", did_you_mean(name, tables))
+            columns = read_table(tables[name])[0]
+            if column not in columns:
+                raise section.error(at, f"the table {name!r} has no column {column!r}", did_you_mean(column, columns))
+
+
+def possible_tables(role: str, tables: dict[str, str], sources: dict[str, str]) -> list[str]:
+    "The names of all tables from which the word of a role may be drawn."
+    name = sources.get(role) or role.rstrip("0123456789")
+    if not (drawn := re.search(r"\{(\w+)\.(\w+)\}", name)):
+        return [name]
+    rows = [row for table in possible_tables(drawn[1], tables, sources) for row in read_table(tables.get(table, ""))]
+    return [name.replace(drawn[0], each) for each in sorted({row.get(drawn[2], "") for row in rows})]
+
+# %% ../nbs/11_grammar.ipynb #sect0005
+def check_options(section: Section) -> None:
+    "`UserError` where an option of a choice begins like another, as far as that can be seen before anything is drawn."
+    todo = [parse(section.text)]
+    while todo:
+        for node in todo.pop():
+            if type(node) is not Hat:
+                continue
+            todo += [option.nodes for option in node.slips]
+            starts = [known_start(option.nodes) for option in dict.fromkeys(node.slips)]
+            for i, (start, whole) in enumerate(starts):
+                if whole and any(other.startswith(start) for j, (other, _) in enumerate(starts) if j != i):
+                    at = max(section.text.find(f"{start}|"), section.text.find(f"|{start}"), 0)
+                    raise section.error(at, f"two options of one choice begin with {start!r}, so no reader could tell which was drawn")
+
+
+def known_start(nodes: tuple) -> tuple[str, bool]:
+    "The text with which an option begins whatever is drawn, and whether that is all up to the next draw."
+    if not nodes or type(nodes[0]) is not str:
+        return "", not nodes
+    start, passage, _ = nodes[0].partition("<")
+    return start, not passage and (len(nodes) == 1 or type(nodes[1]) is Hat)
+
+
+def check_circles(passages: dict[str, Section]) -> None:
+    "`UserError` where a passage stands in itself."
+    for name, section in passages.items():
+        reached, todo = set(), [section.text]
+        while todo:
+            new = set(re.findall(r"<(\w+)>", todo.pop())) - reached
+            reached |= new
+            todo += [passages[each].text for each in new if each in passages]
+        if name in reached:
+            raise section.error(0, f"the passage <{name}> stands in itself")

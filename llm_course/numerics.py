@@ -29,7 +29,7 @@ from .gpt import GPT
 from .config import ModelConfig
 from .attention import causal_attention
 from .device import threads
-from .shards import usable_processors
+from .preparation import usable_processors
 
 # %% ../nbs/90_numerics.ipynb #d0455cac
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -384,10 +384,10 @@ def test_a_slow_machine_is_told_how_long_to_train(tmp_path):
 
 def test_what_is_held_out_has_a_bound(tmp_path, monkeypatch):
     "However large the corpus: about MOST_HELD bytes, chosen by their hashes, and all else is trained on."
-    from llm_course import packing
+    from llm_course import preparation
     (tmp_path / "own.txt").write_text("\n".join(f"line {i} of a text of one's own" for i in range(4000)))
     fine(course("tokenizer", "--input", "own.txt", "--vocab_size", 300, cwd=tmp_path))
-    monkeypatch.setattr(packing, "MOST_HELD", 3000)
+    monkeypatch.setattr(preparation, "MOST_HELD", 3000)
     out = fine(course("prepare", "--input", "own.txt", "--val_fraction", 0.5, "--seq_len", 16, cwd=tmp_path))
     held = (tmp_path / "data/shards/val.txt").read_text().splitlines()
     assert 50 < len(held) < 150 and f"{4000 - len(held):,} documents" in out
@@ -402,10 +402,10 @@ def test_workers_change_no_byte(trained, tmp_path):
 
 def test_as_many_workers_as_pay(tmp_path, monkeypatch):
     "One for a small text and for tokens, more for a large one, and never more than there are processors."
-    from llm_course import cli, packing
-    monkeypatch.setattr(packing, "usable_processors", lambda: 4)
+    from llm_course import preparation
+    monkeypatch.setattr(preparation, "usable_processors", lambda: 4)
     (text := tmp_path / "text.txt").touch()
     for megabytes, workers in ((0, 1), (19, 1), (21, 2), (1000, 4)):
         os.truncate(text, megabytes * 10**6)
-        assert cli.useful_workers(SimpleNamespace(files=[text])) == workers
-        assert cli.useful_workers(SimpleNamespace(files=[text], tokenized=iter)) == 1
+        assert preparation.useful_workers(SimpleNamespace(files=[text])) == workers
+        assert preparation.useful_workers(SimpleNamespace(files=[text], tokenized=iter)) == 1

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
-from llm_course import attention, doctor, packing
+from llm_course import attention, doctor, preparation
 from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check_clock, check_disk, check_folders, check_log,
                                check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
 from llm_course.numerics import device_code_paths, within
@@ -331,8 +331,8 @@ def test_a_containers_limits_are_read(own, files, processors, total, tmp_path, m
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
-    everything, real = doctor.physical_memory()[0], packing.groups
-    monkeypatch.setattr(packing, "groups", lambda: real(tmp_path / "own", tmp_path))
+    everything, real = doctor.physical_memory()[0], preparation.cgroups
+    monkeypatch.setattr(preparation, "cgroups", lambda: real(tmp_path / "own", tmp_path))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert usable_processors() == (processors or 64)

@@ -33,7 +33,8 @@ from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
 from llm_course.preparation import TokenFiles
 from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
-from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
+from llm_course.preparation import huggingface_files
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import json_bytes, prune
 from llm_course.integrity import load_verified
 from llm_course.config import Config, TrainingConfig, load_config

@@ -20,7 +20,8 @@ from llm_course.files import UserError
 from llm_course.tales import sample_tales
 from llm_course.preparation import TokenFiles
 from llm_course.shards import TokenDataset, write_shards
-from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
+from llm_course.preparation import huggingface_files
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 TALES = sample_tales(0, 300)
 HANZI = [chr(i) for first, last in ((0x4E00, 0xA000), (0x3400, 0x4DC0), (0x20000, 0x2A6E0)) for i in range(first, last)][:65_600]

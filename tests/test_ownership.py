@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, course, fine
 
-from llm_course import corpus, files
+from llm_course import files
 from llm_course.corpus import write_tales_corpus
 from llm_course.files import RECORD, UserError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours
+from llm_course.tales import sample_tales
 
 
 def written(path: Path, text: str = "ours") -> Path:
@@ -183,8 +184,8 @@ def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
     "One line names the file and --force; what the user had is as it was, even if it looks as if we had written it."
     path, words = tmp_path / COMMANDS[case][0], COMMANDS[case][1]
     path.parent.mkdir(parents=True)
-    mine = by_hand(path, f"{corpus.sample_tales(5, 1)[0]}\n".encode()).read_bytes()
-    (tmp_path / "in.txt").write_text("\n".join(corpus.sample_tales(0, 20)))
+    mine = by_hand(path, f"{sample_tales(5, 1)[0]}\n".encode()).read_bytes()
+    (tmp_path / "in.txt").write_text("\n".join(sample_tales(0, 20)))
     done = course(*words, cwd=tmp_path)
     assert done.code == 2 and len(done.lines) == 1 and path.name in done.lines[0] and "--force" in done.lines[0], done.err
     assert path.read_bytes() == mine and not (path.parent / "checkpoints").exists()

@@ -23,13 +23,13 @@ from conftest import PATIENCE, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course import shards as shards_module
+from llm_course import preparation
 from llm_course.corpus import held_out, normalized
 from llm_course.files import UserError
 from llm_course.tales import tales, sample_tales
 from llm_course.packing import IGNORE_INDEX, batch_indices, get_batch, feistel_permutation
-from llm_course.preparation import TokenFiles, token_files
-from llm_course.shards import Manifest, TokenDataset, Tokenized, _chunks, _encode_all, _tokenized, read_ends, write_ends, write_shards
+from llm_course.preparation import TokenFiles, _chunks, _encode_all, _tokenized, token_files, tokenize_in_parallel
+from llm_course.shards import BulkEncoder, Manifest, TokenDataset, Tokenized, read_ends, tokenize_documents, write_ends, write_shards
 from llm_course.tokenizer import id_dtype, train_tokenizer
 
 TALES = sample_tales(0, 60)
@@ -135,7 +135,8 @@ def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
         save = staticmethod(lambda path: path.write_bytes(b""))
 
     Large.vocab_size = vocab_size
-    write_shards(["5", "6", "7"], Large, tmp_path / "s", val_documents=[], seq_len=2)
+    plain = lambda routed, tokenizer: ((split, Tokenized(text, tokenizer.encode_array(text))) for split, text in routed)
+    write_shards(["5", "6", "7"], Large, tmp_path / "s", val_documents=[], seq_len=2, tokenize=plain)
     raw = (tmp_path / "s" / "train-00000.idx").read_bytes()
     assert raw[:9] == b"MMIDIDX\x00\x00" and struct.unpack("<QBQQ", raw[9:34]) == (1, code, 3, 4)
     size = np.dtype(dtype).itemsize
@@ -603,10 +604,10 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
             return super().result()
 
     routed = [(data.draw(st.sampled_from(["train", "val", "excluded"])), text) for text in documents]
-    expected = list(_tokenized(iter(routed), TOKENIZER, 1))
+    expected = list(tokenize_documents(iter(routed), TOKENIZER))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards_module, "_workers", out_of_order)
-        patch.setattr(shards_module, "_chunks", lambda routed: _chunks(routed, size))
+        patch.setattr(preparation, "_workers", out_of_order)
+        patch.setattr(preparation, "_chunks", lambda routed: _chunks(routed, size))
         found = list(_tokenized(iter(routed), TOKENIZER, workers))
     for (split, document), (wanted_split, wanted) in zip(found, expected, strict=True):
         assert split == wanted_split and document.text == wanted.text and np.array_equal(document.ids, wanted.ids)
@@ -615,7 +616,7 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of a thousand characters, so that few documents make many."""
-    monkeypatch.setattr(shards_module, "_chunks", lambda routed: _chunks(routed, 1000))
+    monkeypatch.setattr(preparation, "_chunks", lambda routed: _chunks(routed, 1000))
 
 
 def test_the_same_bytes_from_any_number_of_processes(tmp_path, small_chunks):
@@ -625,7 +626,7 @@ def test_the_same_bytes_from_any_number_of_processes(tmp_path, small_chunks):
     files, counted = [], []
     for workers in (1, 2, 3):
         done = []
-        write_shards(mixed, TOKENIZER, tmp_path / "s", val_documents=TALES[:7], seq_len=32, shard_tokens=5000, workers=workers,
+        write_shards(mixed, TOKENIZER, tmp_path / "s", val_documents=TALES[:7], seq_len=32, shard_tokens=5000, tokenize=tokenize_in_parallel(workers),
                      progress=done.append)
         files.append({path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()})
         counted.append(done)
@@ -643,7 +644,7 @@ def test_interrupted_with_workers(folder, tmp_path, error, small_chunks):
 
     before = Manifest.load(folder)
     with pytest.raises(error, match="stop"):
-        write_shards(documents(), TOKENIZER, folder, seq_len=32, workers=2)
+        write_shards(documents(), TOKENIZER, folder, seq_len=32, tokenize=tokenize_in_parallel(2))
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
 
 
@@ -651,7 +652,7 @@ def test_a_text_that_is_none_in_a_worker(folder, tmp_path, small_chunks):
     """The sentence comes back from the worker as it is, and the old shards stay."""
     before = Manifest.load(folder)
     with pytest.raises(UserError, match=r"not valid Unicode: character 3 is '\\ud800'") as error:
-        write_shards(["abc\ud800", *TALES], TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+        write_shards(["abc\ud800", *TALES], TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
     assert "\n" not in str(error.value)
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
 
@@ -668,7 +669,7 @@ def test_a_worker_that_is_killed(folder, tmp_path, small_chunks):
 
     before = Manifest.load(folder)
     with pytest.raises(UserError, match="A worker process has come to a sudden end"):
-        write_shards(documents(), TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+        write_shards(documents(), TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
 
 
@@ -691,8 +692,9 @@ def test_a_script_without_a_guard(tmp_path):
     """It starts itself in the worker, which Python refuses: told as a sentence that says what is missing."""
     (tmp_path / "script.py").write_text(
         "from llm_course.tales import sample_tales\nfrom llm_course.shards import write_shards\n"
+        "from llm_course.preparation import tokenize_in_parallel\n"
         "from llm_course.tokenizer import train_tokenizer\ntales = sample_tales(0, 300)\n"
-        "write_shards(tales * 5, train_tokenizer(tales, 600), 'shards', val_documents=[], seq_len=32, workers=2)\n"
+        "write_shards(tales * 5, train_tokenizer(tales, 600), 'shards', val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
@@ -707,7 +709,7 @@ def test_a_system_that_starts_no_process(folder, tmp_path, monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     before = Manifest.load(folder)
-    monkeypatch.setattr(shards_module.ProcessPoolExecutor, "submit", refuse)
+    monkeypatch.setattr(preparation.ProcessPoolExecutor, "submit", refuse)
     with pytest.raises(UserError, match=r"starts no further process \(Resource temporarily unavailable\): try fewer workers"):
-        write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
+        write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"]

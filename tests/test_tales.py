@@ -1,6 +1,7 @@
 "The tales: every draw is read back with exactly its probability, and what is wrong is refused."
 import math
 import re
+import shutil
 from collections import Counter
 from itertools import islice
 from random import Random
@@ -10,16 +11,19 @@ from hypothesis import given, settings, strategies as st
 
 from llm_course.corpus import held_out
 from llm_course.grammar import Grammar, read_table, split_weight
-from llm_course.tales import (PASSAGES, SHAPES, WORDS, draw_tale, check_tale, tale_choices, tale_entropy, tale_grammar,
-                              tale_log_prob, tales, sample_tales)
+from llm_course.files import UserError
+from llm_course.tales import (STORIES, draw_tale, check_tale, load_stories, tale_choices, tale_entropy, tale_grammar, tale_log_prob,
+                              tales, sample_tales)
+
+TOLD = load_stories()
 
 
 def first_words(table):
-    return [split_weight(row[""])[1] for row in read_table(WORDS[table])]
+    return [split_weight(row[""])[1] for row in read_table(TOLD.words[table])]
 
 
 HE, SHE = set(first_words("he name")), set(first_words("she name"))
-PRONOUNS = {kind: row["he"] for kind, row in zip(first_words("kind"), read_table(WORDS["kind"]))}
+PRONOUNS = {kind: row["he"] for kind, row in zip(first_words("kind"), read_table(TOLD.words["kind"]))}
 
 
 @pytest.fixture(scope="module")
@@ -190,10 +194,10 @@ def test_places_and_things_stay(some):
 
 def test_vocabulary_and_shapes(some):
     words = Counter(word for text in some for word in re.findall(r"[a-z'-]+", text.lower()))
-    assert len(words) > 700 and len(SHAPES) >= 8
+    assert len(words) > 700 and len(TOLD.shapes) >= 8
     forks = [c for text in some[:600] for c in tale_choices(text) if any("could not find" in option for option in c.options)]
     told = Counter(list(c.options).index(c.text) for c in forks)
-    assert len(forks) == 600 and len(told) == len(SHAPES) and min(told.values()) > 20
+    assert len(forks) == 600 and len(told) == len(TOLD.shapes) and min(told.values()) > 20
 
 
 def test_held_out_tales_are_not_trained_on(some):
@@ -214,12 +218,12 @@ def test_entropy():
 
 def test_every_word_and_passage_is_used():
     "No table or passage is left over, and every shape has its friend, its morals and its end."
-    text = " ".join(PASSAGES.values()) + " ".join(SHAPES.values())
+    text = " ".join(TOLD.passages.values()) + " ".join(TOLD.shapes.values())
     used = {m.lower().removeprefix("a ").split(".")[0].rstrip("0123456789") for m in re.findall(r"\{([^}]*)\}", text)}
-    used |= {f"moral_of_{name}" for name in SHAPES} | {"he name", "she name"}
-    assert not [table for table in WORDS if table not in used]
-    assert not [name for name in PASSAGES if f"<{name}>" not in text and name != "opening"]
-    for shape in SHAPES.values():
+    used |= {f"moral_of_{name}" for name in TOLD.shapes} | {"he name", "she name"}
+    assert not [table for table in TOLD.words if table not in used]
+    assert not [name for name in TOLD.passages if f"<{name}>" not in text and name != "opening"]
+    for shape in TOLD.shapes.values():
         assert "<lesson> <ending>" in shape and ("<a_friend>" in shape or "named {friend}" in shape)
 
 
@@ -253,3 +257,70 @@ def test_a_broken_template_is_refused(template):
 def test_a_mistyped_table_is_named():
     with pytest.raises(ValueError, match="Did you mean 'pet'"):
         Grammar("a {pett}", {"pet": "cat"}).write(Random(0))
+
+
+# The words and stories are text files that anybody may change
+
+FAULTS = {  # file, what is replaced in it, by what, the line where that stands, and what is said
+    "an unknown table": ("shapes/01_lost.txt", "{colour} {thing}.", "{color} {thing}.", "{color}", "has no table 'color'. Did you mean 'colour'?"),
+    "an unknown column": ("passages.txt", "{Season.sky}", "{Season.skyy}", "{Season.skyy}", "has no column 'skyy'. Did you mean 'sky'?"),
+    "an unknown passage": ("shapes/02_share.txt", "<hooray>", "<hoorey>", "<hoorey>", "no passage <hoorey>. Did you mean 'hooray'?"),
+    "an open bracket": ("passages.txt", "there lived] ", "there lived ", "there lived {", "the '[' is not closed"),
+    "a bracket too many": ("shapes/04_build.txt", "{number4} times", "{number4} times]", "times]", "the ']' stands alone"),
+    "a bar outside": ("shapes/12_seed.txt", "Every day", "Every day|week", "Every day|week", "the '|' stands alone"),
+    "an open brace": ("shapes/05_race.txt", "{bird} counted", "{bird counted", "{bird counted", "stands alone"),
+    "odd braces": ("shapes/05_race.txt", "{bird} counted", "{the bird} counted", "{the bird}", "should look like {thing}"),
+    "an open passage": ("shapes/05_race.txt", "<then> there", "<then there", "<then there", "the '<' stands alone"),
+    "a doubled name": ("words.txt", "\nhe name:", "\nshe name:", "she name:\n    Tom", "'she name' stands there twice, first in line 8"),
+    "a doubled name in two files": ("shapes/05_race.txt", "chin:", "surname:", "surname:", "there is a table 'surname' already"),
+    "text without a name": ("passages.txt", "opening:\n", "", "    Once upon", "belongs to no name"),
+    "a name without a colon": ("words.txt", "place:\n", "place\n", "place\n", "neither a name with a colon"),
+    "an empty section": ("passages.txt", "found:\n", "found:\n\nmore:\n", "found:", "nothing stands under 'found'"),
+    "a row with a column too many": ("words.txt", "mother      | she", "mother | she | her", "mother | she | her", "a row has 3 columns"),
+    "a word twice": ("words.txt", "curious, shy", "curious, shy, curious", "shy, curious", "begin alike"),
+    "a word that begins another": ("words.txt", "kite, ball", "kite, balloon, ball", "balloon, ball", "'balloon' and 'ball' begin alike"),
+    "a missing word": ("words.txt", "kite, ball", "kite,, ball", "kite,, ball", "a word is missing"),
+    "a weight of nothing": ("words.txt", "4*boy", "0*boy", "0*boy", "'boy' has the weight 0"),
+    "a bracket in a word": ("words.txt", "kite, ball", "kite, ball [red]", "kite, ball [", "'[' cannot stand in a word"),
+    "options alike": ("passages.txt", "[found|saw|", "[found|saw|sawed|", "[found|saw|", "two options of one choice begin with 'saw'"),
+    "a circle": ("passages.txt", "found|saw|", "found|<cried>|<found>|", "found|<cried>", "the passage <found> stands in itself"),
+    "no morals": ("shapes/03_noise.txt", "moral:", "morals:", "story:\n", "needs a section 'moral'"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_story_file_is_named_with_its_line(tmp_path, fault):
+    "One sentence with the file and the very line, whatever somebody has broken in it."
+    name, old, new, place, says = FAULTS[fault]
+    folder = shutil.copytree(STORIES, tmp_path / "stories")
+    text = (folder / name).read_text(encoding="utf-8")
+    broken = text.replace(old, new, 1)
+    assert broken != text
+    (folder / name).write_text(broken, encoding="utf-8")
+    line = broken[: broken.index(place)].count("\n") + 1 + (fault == "no morals")
+    with pytest.raises(UserError) as error:
+        load_stories(folder)
+    assert str(error.value).startswith(f"{folder / name}, line {line}: ") and says in str(error.value)
+
+
+@pytest.mark.parametrize("name, says", [("words.txt", "words.txt cannot be read"), ("shapes/01_lost.txt", None), ("shapes", "cannot be read")])
+def test_a_story_file_that_is_missing(tmp_path, name, says):
+    "What is missing is named; a shape that is not there is not told."
+    folder = shutil.copytree(STORIES, tmp_path / "stories")
+    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    if says is None:
+        assert "lost" not in load_stories(folder).shapes and len(load_stories(folder).shapes) == len(TOLD.shapes) - 1
+    else:
+        with pytest.raises(UserError, match=says):
+            load_stories(folder)
+
+
+def test_a_word_and_a_shape_that_somebody_adds(tmp_path):
+    "An editor of Windows may have written the file; the last shape is the one with the last name."
+    folder = shutil.copytree(STORIES, tmp_path / "stories")
+    words = (folder / "words.txt").read_text(encoding="utf-8").replace("kite, ball", "kite, zeppelin, ball")
+    (folder / "words.txt").write_text(words, encoding="utf-8-sig", newline="\r\n")
+    (folder / "shapes" / "99_quick.txt").write_text("story:\n  {hero} met <a_friend>. <lesson> <ending>\nmoral:\n  so it goes\n")
+    stories = load_stories(folder)
+    assert "zeppelin" in [row[""] for row in read_table(stories.words["thing"])]
+    assert list(stories.shapes)[-1] == "quick" and "{moral_of_quick}" in stories.lesson("quick")

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from llm_course.files import UserError
 from llm_course.tales import sample_tales
-from llm_course.tokenizer import _SETTINGS, Tokenizer, huggingface_files, chunks_of_text, sample, train_tokenizer
+from llm_course.preparation import huggingface_files
+from llm_course.shards import BulkEncoder, EncodeCache
+from llm_course.tokenizer import _SETTINGS, Tokenizer, chunks_of_text, sample, train_tokenizer
 
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", "\n", "\r\n", "\t", "\0", "▁", "▅", "</s>", "<unk>", "<0x41>", "\u00a0",
@@ -77,15 +79,26 @@ def test_looking_up_does_not_change_tokens(foreign, text, most):
     """The tokens are those of SentencePiece on the whole text, whatever pieces there are, and however often the memory is emptied."""
     text = text.replace("▁", "_")
     for tokenizer in foreign:
-        tokenizer._memory.most = most
+        bulk = BulkEncoder(tokenizer)
+        bulk.cache.most = most
         ids = tokenizer._processor.encode(text)
-        assert tokenizer.encode(text) == ids and tokenizer.encode_array(text).tolist() == [*ids, tokenizer.eos_id]
+        assert tokenizer.encode(text) == ids
+        for encoder in (tokenizer, bulk, bulk):
+            assert encoder.encode_array(text).tolist() == [*ids, tokenizer.eos_id]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_many_documents_get_the_same_tokens(foreign, text):
+    """With U+2581, and where a text is long: the encoder for many documents gives what the tokenizer gives."""
+    for tokenizer in foreign:
+        for each in (text, f"▁{text}▁a", text * 30):
+            assert BulkEncoder(tokenizer).encode_array(each).tolist() == tokenizer.encode_document(each)
 
 
 def test_the_memory_has_a_bound(tokenizer):
     """Ever new words, short and long, are not kept for ever."""
-    memory = Tokenizer(tokenizer.model)._memory
-    memory.most = 100
+    memory = EncodeCache(tokenizer, most=100)
     for i in range(1000):
         assert memory[f" {i}".encode()] and memory[f" {i}".encode() * 50]
         assert len(memory) <= 100 and all(len(part) <= 64 for part in memory)

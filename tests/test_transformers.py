@@ -26,7 +26,8 @@ from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.shards import write_shards
 from llm_course.sampling import generate
-from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
+from llm_course.preparation import huggingface_files
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import load_checkpoint, model_files, step_folders
 from llm_course.config import Config, load_config
 from llm_course.pipeline import train
