@@ -38,12 +38,13 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     from llm_course import training
     from llm_course.config import ModelConfig
     from llm_course.gpt import GPT
+    from llm_course.kernels import accelerate
 
     device = training.pick_device()
     if device.type == "cpu": training.keep_memory()
     config = training.TrainingConfig(batch_size=batch)
     model = GPT(ModelConfig(layers, width, heads, heads, hidden, vocab, length)).to(device)
-    if compiled: model.compile_blocks()
+    accelerate(model, compile=compiled)
     optimizers = training.make_optimizers(model, config, torch.bfloat16)
     autocast = lambda: torch.autocast(device.type, torch.bfloat16)
 
@@ -63,7 +64,7 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
     import torch
     import transformers
 
-    from llm_course.gpt import compile_anywhere
+    from llm_course.kernels import compile_anywhere
     from llm_course.device import pick_device
 
     if kind == "llama":
