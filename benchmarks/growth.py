@@ -63,12 +63,13 @@ def train(config: object, steps: int, device: str) -> list[float]:
     import torch
 
     from llm_course.gpt import GPT
+    from llm_course.kernels import accelerate
     from llm_course.optim import clip_gradients, make_optimizers
     from llm_course.training import forward_backward
 
     training, bf16, times = config.training, config.training.precision == "bf16", []
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    with torch.device(device): model = GPT(config.model)
+    with torch.device(device): model = accelerate(GPT(config.model))
     model.checkpoint_activations = training.checkpoint_activations
     optimizers = make_optimizers(model, training, torch.bfloat16 if bf16 else torch.float32)
     for _ in range(steps):
@@ -101,15 +102,13 @@ def foretell(point: dict, speed: float) -> dict:
 
     from llm_course.device import rate_at_shapes
     from llm_course.planner import rehearse, step_memory
-    from llm_course.speed import count_step
 
     config = config_of(point)
     bf16 = config.training.precision == "bf16"
     dtype, rows = (torch.bfloat16 if bf16 else torch.float32), config.tokens_per_step
     played, rate = rehearse(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype)
-    paper = count_step(config.model, config.training.batch_size, width=dtype.itemsize)
     memory = step_memory(played, True, bf16)
-    return {"seconds": played.seconds(rate, speed), "least": sum(max(p.operations / rate, p.bytes / speed) for p in paper),
+    return {"seconds": played.seconds(rate, speed), "least": config.model.flops_per_token() * rows / rate,
             "bytes": sum(memory.values()), "memory": memory, "parameters": config.model.n_params}
 
 

@@ -38,6 +38,7 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     from llm_course.config import ModelConfig, TrainingConfig
     from llm_course.device import keep_memory, pick_device
     from llm_course.gpt import GPT
+    from llm_course.kernels import accelerate
     from llm_course.optim import clip_gradients, make_optimizers
     from llm_course.training import forward_backward
 
@@ -45,7 +46,7 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     if device.type == "cpu": keep_memory()
     config = TrainingConfig(batch_size=batch)
     model = GPT(ModelConfig(layers, width, heads, heads, hidden, vocab, length)).to(device)
-    if compiled: model.compile_blocks()
+    accelerate(model, compile=compiled)
     optimizers = make_optimizers(model, config, torch.bfloat16)
 
     def step(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -64,7 +65,7 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
     import torch
     import transformers
 
-    from llm_course.gpt import compile_anywhere
+    from llm_course.kernels import compile_anywhere
     from llm_course.device import pick_device
 
     if kind == "llama":

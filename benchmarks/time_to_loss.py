@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 from common import in_order_of_hashes, in_process, middle, read_results, write_results
 
@@ -185,6 +184,7 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
     import torch
 
     from llm_course.gpt import GPT
+    from llm_course.kernels import accelerate
     from llm_course.config import load_config
     from llm_course.optim import learning_rate, set_learning_rate
 
@@ -194,7 +194,7 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
     encode = lambda part: [ids[character] for character in part]
     stream = torch.tensor(encode(split(text)[0]))
     model = reference_model(len(known), recipe)
-    if "model" in recipe.ours: model = GPT(replace(config.model, vocab_size=len(known), seq_len=recipe.context))
+    if "model" in recipe.ours: model = accelerate(GPT(replace(config.model, vocab_size=len(known), seq_len=recipe.context)))
     optimizers = reference_optimizers(model, recipe, config.training)
     done = 0
 
@@ -219,11 +219,12 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
 def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     """`speedrun` as `llm-course train` runs it: shards, start_run and its steps; `settings` set fields of the config anew.
 
-    One of them is no field: `plain` puts PyTorch's own attention, or its loss, in the place of ours."""
+    One of them is no field: `plain` puts the plain attention, or the plain loss, in the place of the fast one."""
     import torch
-    import torch.nn.functional as F
 
+    from llm_course.attention import causal_attention
     from llm_course.config import load_config
+    from llm_course.gpt import cross_entropy
     from llm_course.pipeline import start_run
 
     fields = {name: value for name, value in settings.items() if name != "plain"}
@@ -231,16 +232,10 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     start = start_run(config, folder, torch.device("cpu"), log=lambda line: None)
     run = start.trainer
     tokens = config.tokens_per_step
-    torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
-    torchs_loss = lambda x, head, targets, *_: F.cross_entropy(F.linear(x, head).float(), targets)
-    plain = {"attention": ("llm_course.attention.chunked_attention", torchs_attention),
-             "loss": ("llm_course.gpt.linear_cross_entropy", torchs_loss)}
-
-    def step() -> object:
-        if "plain" not in settings: return run.step()
-        with mock.patch(*plain[settings["plain"]]): return run.step()
-
-    return Trainer(step, run.model, start.tokenizer.encode, config.model.seq_len, tokens)
+    if settings.get("plain") == "attention":
+        for block in run.model.model.layers: block.self_attn.attend = causal_attention
+    if settings.get("plain") == "loss": run.model.loss = cross_entropy
+    return Trainer(run.step, run.model, start.tokenizer.encode, config.model.seq_len, tokens)
 
 
 def nats_per_character(trainer: Trainer, before: str, text: str) -> float:

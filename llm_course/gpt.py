@@ -78,6 +78,7 @@ class GPT(nn.Module):
     """
 
     loss = staticmethod(cross_entropy)  # `kernels.accelerate` sets a faster one on the instance
+    trim = None  # nor does plain code leave positions out that the loss does not need
     checkpoint_activations, check_ids = False, True
 
     def __init__(self, config: ModelConfig) -> None:
@@ -106,6 +107,8 @@ class GPT(nn.Module):
         """
         start = 0 if cache is None else cache.length
         self.check(ids, start)
+        if self.trim and targets is not None:
+            ids, targets = self.trim(ids, targets)
         x = self.model.embed_tokens(ids)
         positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         cos, sin = rope_table(positions, self.config.head_dim, self.config.rope_theta)

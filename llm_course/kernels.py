@@ -5,7 +5,7 @@ __all__ = ['STORED_LENGTH', 'PLUGGED', 'use_manual_backward', 'as_autocast', 'RM
            'rms_norm_for_matmul', 'RotaryFunction', 'fast_rope', 'add_prefix_', 'ChunkedAttention',
            'hide_from_compiler', 'chunked_attention', 'use_chunked_attention', 'cpu_attention', 'gpu_attention',
            'fast_attention', 'fused_cross_entropy_', 'compilable_cross_entropy_', 'cross_entropy_kernel',
-           'LinearCrossEntropy', 'linear_cross_entropy', 'trimmed_length', 'TrimmedGPT', 'compile_anywhere',
+           'LinearCrossEntropy', 'linear_cross_entropy', 'trimmed_length', 'trim_padding', 'compile_anywhere',
            'with_memory_budget', 'CompiledBlock', 'accelerate', 'restore', 'is_compiled']
 
 # %% ../nbs/61_kernels.ipynb #61import
@@ -281,16 +281,10 @@ def trimmed_length(targets: Int[Tensor, "B T"]) -> int:
     return min(8 * (int(counting[-1]) // 8 + 1), targets.shape[1]) if len(counting) else targets.shape[1]
 
 
-class TrimmedGPT(GPT):
-    """A GPT that, on a CPU, computes no more positions than the loss needs. (On a GPU, looking would cost a wait.)"""
-
-    def forward(self, ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"] | None = None,
-                cache: KVCache | None = None, last_only: bool = False) -> Float[Tensor, "B #T V"] | Float[Tensor, ""]:
-        if targets is not None and targets.device.type == "cpu" and ids.shape == targets.shape and not torch.compiler.is_compiling():
-            length = trimmed_length(targets)
-            self.check(ids[:, length:], length if cache is None else cache.length + length)
-            ids, targets = ids[:, :length], targets[:, :length]
-        return super().forward(ids, targets, cache, last_only)
+def trim_padding(ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """The positions that the loss needs. On a CPU: on a GPU, looking would cost a wait."""
+    length = trimmed_length(targets) if targets.device.type == "cpu" else targets.shape[1]
+    return ids[:, :length], targets[:, :length]
 
 # %% ../nbs/61_kernels.ipynb #anywhere
 def compile_anywhere(function: Callable, **options: object) -> Callable:
@@ -344,20 +338,20 @@ def accelerate(model: GPT, *, compile: bool = False, device: torch.device | str 
     if compile:
         compiled = compile_anywhere(with_memory_budget)
         for block in model.model.layers:
-            block.__class__, block.compiled = CompiledBlock, compiled
+            block.__class__, block.compiled = CompiledBlock, compiled  # a class of its own, as fully_shard does it
     elif trim:
-        model.__class__ = TrimmedGPT  # as PyTorch's fully_shard does it: no reference from the model to itself
+        model.trim = trim_padding
     return model
 
 
-PLUGGED = "normalize", "rotate", "attend", "loss", "compiled"  # what `accelerate` sets on modules
+PLUGGED = "normalize", "rotate", "attend", "loss", "trim", "compiled"  # what `accelerate` sets on modules
 
 
 def restore(model: GPT) -> GPT:
     """Undo `accelerate`: the plain functions again."""
-    plain = {TrimmedGPT: GPT, CompiledBlock: Block}
     for module in model.modules():
-        module.__class__ = plain.get(type(module), type(module))
+        if type(module) is CompiledBlock:
+            module.__class__ = Block
         for name in PLUGGED:
             module.__dict__.pop(name, None)
     return model

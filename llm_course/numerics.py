@@ -26,6 +26,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from .gpt import GPT
+from .kernels import accelerate
 from .config import ModelConfig
 from .attention import causal_attention
 from .device import threads
@@ -95,7 +96,7 @@ def small_model() -> tuple[GPT, torch.Tensor]:
         for p in model.parameters():
             noise = torch.randn(p.shape, generator=generator)
             p.copy_(noise * (0.3 if len(p) == config.vocab_size else p.shape[-1] ** -0.5) if p.ndim > 1 else 1 + 0.2 * noise)
-    return model, torch.randint(config.vocab_size, (2, config.seq_len + 1), generator=generator)
+    return accelerate(model), torch.randint(config.vocab_size, (2, config.seq_len + 1), generator=generator)
 
 # %% ../nbs/90_numerics.ipynb #d0c91cfd
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ __all__ = ['ShapeError', 'shape_checked']
 # %% ../nbs/21_shapes.ipynb #21import
 import functools
 import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, get_args, get_origin
+
 import jaxtyping
 import torch
 from beartype.door import is_bearable
-from collections.abc import Callable, Iterator
 from jaxtyping import jaxtyped
 from torch import Tensor
-from typing import Any, get_args, get_origin
 
 # %% ../nbs/21_shapes.ipynb #94f16f90
 class ShapeError(TypeError):

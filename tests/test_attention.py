@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -349,53 +349,3 @@ def test_one_token_at_a_time_needs_no_mask_and_no_copy_of_the_cache():
     cache = KVCache(1, 1, 2, 4, 8)
     k, _ = cache.update(0, *torch.randn(2, 1, 2, 3, 8))
     assert k.data_ptr() == cache.k.data_ptr()
-
-
-@settings(max_examples=25, deadline=None)
-@example(T=1000, kv_heads=2, group=3, bf16=True, seed=0)
-@given(T=st.integers(64, 700), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=st.integers(0, 2**16))
-def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int, bf16: bool, seed: int):
-    """Training on a processor: outputs and gradients of every length of a block, up to rounding; and the way is really taken."""
-    torch.manual_seed(seed)
-    qkv = [torch.randn(1, heads, T, 8, requires_grad=True) for heads in (kv_heads * group, kv_heads, kv_heads)]
-    back = torch.randn(1, kv_heads * group, T, 8)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16): ours = causal_attention(*qkv)
-    plain = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
-    assert ours.dtype == (torch.bfloat16 if bf16 else torch.float32) and "BlockedAttention" in str(ours.grad_fn.next_functions)
-    gradients = [torch.autograd.grad((y.float() * back).sum(), qkv) for y in (ours, plain)]
-    for found, want in zip((ours, *gradients[0]), (plain, *gradients[1])):
-        assert (found - want).norm() <= (0.03 if bf16 else 1e-5) * want.norm()
-
-
-@pytest.mark.parametrize("T", [64, 150, 300])
-def test_compiled_attention_in_blocks_is_the_same(T: int):
-    """torch.compile adds up what the blocks give for a key in another way than in place, and turns pairs by the plain formula."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    module, x, back = Attention(Sizes()), torch.randn(2, T, 7, requires_grad=True), torch.randn(2, T, 7)
-
-    def learned(call) -> list[torch.Tensor]:
-        out = call(x, *table(0, T))
-        return [out, *torch.autograd.grad(out, [x, *module.parameters()], back)]
-
-    torch.testing.assert_close(learned(torch.compile(module, backend="aot_eager", fullgraph=True)), learned(module), rtol=1e-4, atol=1e-5)
-
-
-def test_key_heads_that_are_repeated_give_the_same(monkeypatch: pytest.MonkeyPatch):
-    """The way of a GPU in float32: all positions at once, and the newest ones alone."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 20, 8) for heads in (6, 2, 2))
-    asked = [causal_attention(q[:, :, -newest:], k, v) for newest in (20, 3, 1)]
-    monkeypatch.setattr("llm_course.attention.supports_gqa", lambda q: False)
-    for newest, want in zip((20, 3, 1), asked): torch.testing.assert_close(causal_attention(q[:, :, -newest:], k, v), want)
-
-
-def test_attention_in_blocks_sees_no_future():
-    """Not one bit of a result may depend on what comes after it, across the seams of blocks too."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 150, 8, requires_grad=True) for heads in (4, 2, 2))
-    whole = causal_attention(q, k, v)
-    for t in (0, 62, 63, 64, 127, 128, 148):
-        later = torch.arange(150)[:, None] > t
-        changed = causal_attention(q, torch.where(later, 9.0, k), torch.where(later, 1e9, v))
-        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1]) and not torch.equal(changed, whole)

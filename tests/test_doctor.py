@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
-from llm_course import attention, doctor, preparation
+from llm_course import doctor, kernels, preparation
 from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check_clock, check_disk, check_folders, check_log,
                                check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
 from llm_course.numerics import device_code_paths, within
@@ -367,9 +367,9 @@ def test_a_clock_that_is_behind_is_found(run: Path):
 ])
 def test_an_attention_that_is_wrong_is_found(fault, caught, monkeypatch):
     "Kernels as a faulty build could have them (ours is sound, so they are made here): no mask, a bad short path, no gradient."
-    sound, blocks = F.scaled_dot_product_attention, attention.chunked_attention
+    sound, blocks = F.scaled_dot_product_attention, kernels.chunked_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, **options: fault(sound, *qkv, **options))
-    monkeypatch.setattr(attention, "attention_in_blocks", lambda *qkv: fault(lambda q, k, v, **_: blocks(q, k, v), *qkv))
+    monkeypatch.setattr(kernels, "chunked_attention", lambda *qkv: fault(lambda q, k, v, **_: blocks(q, k, v), *qkv))
     found = wrong(list(check_numbers(RunPaths())))
     assert caught in " ".join(finding.what for finding in found) and all(finding.command for finding in found)
     monkeypatch.undo()

@@ -2,23 +2,17 @@
 import json
 import math
 from dataclasses import asdict
-from functools import partial
 from importlib.resources import files
-from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
-from llm_course import gpt
-from llm_course.attention import POSITIONS_KEPT, rope_table
 from llm_course.shapes import ShapeError
 from llm_course.files import UserError
 from llm_course.config import HF_NAMES, ModelConfig
-from llm_course.gpt import GPT, Block, linear_cross_entropy, with_memory_budget
+from llm_course.gpt import GPT
 
 SMALL = dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40, vocab_size=53, seq_len=16, head_dim=10)
 CONFIGS = {path.name.removesuffix(".json"): json.loads(path.read_text())
@@ -299,101 +293,3 @@ def test_a_wrong_shape_is_named(ids, targets, words):
     with pytest.raises(ShapeError) as error:
         GPT(ModelConfig(**SMALL))(ids, targets)
     assert words in str(error.value)
-
-
-@settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 300), vocab=st.integers(1, 3000), left_out=st.floats(0, 1), bf16=st.booleans(), seed=st.integers(0, 2**16),
-       in_one=st.booleans())
-def test_the_loss_some_rows_at_a_time_is_pytorchs(rows: int, vocab: int, left_out: float, bf16: bool, seed: int, in_one: bool):
-    """The loss and both gradients, whatever the rows and the vocabulary, also where targets are left out, down to the last one.
-
-    `in_one`: what a GPU compiles, here as it stands."""
-    torch.manual_seed(seed)
-    x, head = torch.randn(rows, 6, requires_grad=True), torch.randn(vocab, 6, requires_grad=True)
-    targets = torch.randint(vocab, (rows,)).where(torch.rand(rows) >= left_out, -100)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        with mock.patch.object(gpt, "softener", lambda fused: gpt.fused_cross_entropy_by_comparing_ if in_one else gpt.fused_cross_entropy_):
-            ours = linear_cross_entropy(x, head, targets)
-        plain = F.cross_entropy(F.linear(x, head).float(), targets)
-    assert ours.dtype == torch.float32 and "LinearCrossEntropy" in type(ours.grad_fn).__name__
-    assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-6, equal_nan=True)
-    for found, want in zip(*(torch.autograd.grad(0.7 * loss, (x, head)) for loss in (ours, plain))):
-        assert torch.isnan(plain) or (found - want).norm() <= (0.02 if bf16 else 1e-5) * want.norm() + 1e-6
-
-
-def test_the_loss_keeps_the_logits_once():
-    "What training holds of the logits is their gradient, in their own precision: no copy in float32."
-    kept, x, head = [], torch.randn(50, 6, requires_grad=True), torch.randn(400, 6, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        linear_cross_entropy(x, head, torch.randint(400, (50,)))
-    assert [t.dtype for t in kept if t.numel() == 50 * 400] == [torch.bfloat16]
-
-
-# compiled blocks
-
-
-def bytes_kept(module: torch.nn.Module, call, *args) -> tuple[int, torch.Tensor]:
-    """What `call(*args)` keeps for the backward pass, beside the parameters of a module; and what it gives."""
-    kept, own = {}, {p.data_ptr() for p in module.parameters()}
-    note = lambda t: t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t), t)[1], lambda t: t): out = call(*args)
-    return sum(kept.values()), out
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("older", [False, True])
-def test_one_program_for_all_blocks(monkeypatch, recompute: bool, older: bool):
-    """Compiled, the model learns as before, from a single program; its names stay, and where nothing is learned it is called as it is.
-    So too with a torch that takes no wish for less memory."""
-    if older: monkeypatch.delattr(torch.autograd.graph, "region_activation_memory_budget", raising=False)
-    counts = torch._dynamo.utils.counters
-    torch._dynamo.reset(), counts.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    model, x, y = GPT(ModelConfig(5, 32, 4, 2, 64, 97, 64)), *torch.randint(97, (2, 3, 64))
-    model.checkpoint_activations = recompute
-
-    def learned() -> list[torch.Tensor]:
-        model.zero_grad()
-        loss = model(x, y)
-        loss.backward()
-        return [loss.detach(), *(p.grad for p in model.parameters())]
-
-    plain, names = learned(), list(model.state_dict())
-    model.compile_blocks()
-    torch.testing.assert_close(learned(), plain, rtol=1e-4, atol=1e-6)
-    assert counts["stats"]["unique_graphs"] == 1 and list(model.state_dict()) == names
-    with torch.no_grad(): model(x, y)
-    model.eval()
-    model(x, cache=model.make_cache(3))
-    assert counts["stats"]["unique_graphs"] == 1
-
-
-@pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="this torch does not have it; 2.13 does")
-def test_a_compiled_block_keeps_its_products_and_little_else():
-    """For the backward pass: at most seven tenths of what the compiler would keep by itself. The products stay, and so the operations."""
-    torch._dynamo.reset()
-    block, x, tables = Block(ModelConfig(1, 64, 4, 4, 176, 97, 64)), torch.randn(2, 64, 64), rope_table(torch.arange(64), 16)
-
-    def cost(function) -> tuple[int, int]:
-        with torch.autocast("cpu", torch.bfloat16): kept, out = bytes_kept(block, torch.compile(function, backend="aot_eager"), x, *tables)
-        with FlopCounterMode(display=False) as counter: out.sum().backward()
-        return kept, counter.get_total_flops()
-
-    (alone, operations), (thrifty_, same) = cost(block), cost(partial(with_memory_budget, block))
-    assert thrifty_ <= 0.7 * alone and same == operations
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_what_many_positions_keep_grows_as_they_do(monkeypatch, compiled: bool):
-    """Beyond `POSITIONS_KEPT`, no attention weights stay for the backward pass, which would grow with the square; compiled neither."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-
-    def kept(T: int) -> int:
-        torch._dynamo.reset()
-        model, x = GPT(ModelConfig(1, 64, 4, 2, 176, 97, T)), torch.randint(97, (1, T))
-        if compiled: model.compile_blocks()
-        bytes_, loss = bytes_kept(model, model, x, x)
-        loss.backward()
-        return bytes_
-
-    assert kept(2 * POSITIONS_KEPT + 16) <= 2.05 * kept(POSITIONS_KEPT + 8)

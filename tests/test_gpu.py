@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from llm_course.attention import causal_attention
 from llm_course.config import ModelConfig
-from llm_course.gpt import GPT, LinearCrossEntropy
+from llm_course.gpt import GPT
+from llm_course.kernels import LinearCrossEntropy
 from llm_course.sampling import GraphDecoder, generate, reader
 from llm_course.config import load_config
 from llm_course.pipeline import start_run, train

@@ -120,7 +120,7 @@ def test_torch_is_not_loaded_before_it_is_needed(module: str):
 
 
 def test_only_what_compiles_loads_the_compiler():
-    "torch's compiler takes as long to import as all the rest of torch: no module does, nor a step of both optimizers, only `compile_blocks`."
+    "torch's compiler takes as long to import as all the rest of torch: no module does, nor a step of both optimizers, only `accelerate(model, compile=True)`."
     code = f"""if True:
         import importlib, sys, torch
         for module in {ORDER}:
@@ -130,14 +130,15 @@ def test_only_what_compiles_loads_the_compiler():
         from {PACKAGE}.optim import make_optimizers
         from {PACKAGE}.training import forward_backward
         from {PACKAGE}.gpt import GPT
-        model, ids = GPT(load_config("tiny").model), torch.zeros(1, 64, dtype=torch.long)
+        from {PACKAGE}.kernels import accelerate
+        model, ids = accelerate(GPT(load_config("tiny").model)), torch.zeros(1, 64, dtype=torch.long)
         for muon_lr_scale in (0.0, 7.0):
             optimizers = make_optimizers(model, TrainingConfig(muon_lr_scale=muon_lr_scale))
             forward_backward(model, ids, ids, 1)
             for optimizer in optimizers:
                 optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())
                 assert "torch._dynamo" not in sys.modules, optimizer
-        model.compile_blocks()
+        accelerate(model, compile=True)
         assert "torch._dynamo" in sys.modules"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

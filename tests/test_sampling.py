@@ -17,6 +17,7 @@ from llm_course.files import UserError
 from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
+from llm_course.kernels import accelerate
 from llm_course.sampling import (PRECISIONS, Context, Decoder, GraphDecoder, Reader, Sampler, apply_temperature, can_pack, draw,
                                  generate, keep_min_p, keep_top_k, keep_top_p, penalize_repeats, stream_text, write)
 from llm_course.tokenizer import train_tokenizer
@@ -355,7 +356,7 @@ def test_what_a_gpu_records_is_the_model(shape, compiled, monkeypatch):
     "At every position from a prompt on, over three recordings, and again from the beginning; the blocks compiled, or not."
     monkeypatch.setattr(sampling, "packed", lambda precision, batch, *weights: partial(F.linear, weight=torch.cat(weights).detach()))
     model, text = random_model(shape, seq_len=600), torch.randint(97, (2, 600), generator=torch.Generator().manual_seed(1))
-    if compiled: model.compile_blocks()
+    if compiled: accelerate(model, compile=True)
     compile = torch.compile  # without C++: its compiler does not find a torch whose path has a space
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, dynamic=False, backend="aot_eager"))
     decoder = Played(model, 2)

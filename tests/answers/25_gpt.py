@@ -1,4 +1,4 @@
-"""Answers to the exercises of 05_gpt, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercises of 25_gpt, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def block_parameters(config):

@@ -1,4 +1,4 @@
-"""Answers to the exercises of 11_speed, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercises of 60_speed, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def tokens_per_second_at_most(config, position, batch, bandwidth, width=2):
