@@ -42,7 +42,11 @@ MAX_SKIPPED = 3  # after so many skipped steps in a row, a run stops
 
 
 def first_nonfinite(
-    model: nn.Module, x: Tensor, y: Tensor, micro_batch_size: int, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    micro_batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> str | None:
     """The first module whose output on a batch is not finite, or else the parameter whose gradient is not.
 
@@ -56,24 +60,35 @@ def first_nonfinite(
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    leaves = [
+        (name, module) for name, module in model.named_modules() if not list(module.children())
+    ]
     hooks = [module.register_forward_hook(watch(name)) for name, module in leaves]
     forward_backward(model, x, y, micro_batch_size, dtype)
     for hook in hooks:
         hook.remove()
     gradients = [name for name, p in model.named_parameters() if not p.grad.isfinite().all()]
     model.zero_grad()
-    bad += [f"the gradient of {name}" for name in reversed(gradients)]  # the order of the computation
+    bad += [
+        f"the gradient of {name}" for name in reversed(gradients)
+    ]  # the order of the computation
     return bad[0] if bad else None
 
 
 def nonfinite_error(trainer: Trainer, last_good: Path | None, again: str) -> UserError:
     """Why a run that skipped too many steps in a row stops: the step, the documents, the module at fault."""
     config, state, world = trainer.config, trainer.state, trainer.parallel.world
-    state.step, state.sequences = state.step - 1, state.sequences - config.batch_size  # that batch again
-    found = first_nonfinite(trainer.model, *trainer.batch(), trainer.micro_batch_size, trainer.dtype)
+    state.step, state.sequences = (
+        state.step - 1,
+        state.sequences - config.batch_size,
+    )  # that batch again
+    found = first_nonfinite(
+        trainer.model, *trainer.batch(), trainer.micro_batch_size, trainer.dtype
+    )
     where = next(filter(None, world.all_gather(found)), "nothing that happens twice")
-    rows = batch_indices(len(trainer.data), config.batch_size, config.seed, state.step, state.sequences)
+    rows = batch_indices(
+        len(trainer.data), config.batch_size, config.seed, state.step, state.sequences
+    )
     documents = sorted({j for i in rows for j in trainer.data.documents_in(int(i))})
     shown = ", ".join(map(str, documents[:10])) + (", …" if len(documents) > 10 else "")
     lr = config.lr / 2
@@ -139,7 +154,11 @@ class LogFile:
             self.size, self.waiting, self.failing = self.size + len(self.waiting), b"", False
         except OSError as error:
             first, self.failing = not self.failing, True
-            return f"{self.file.name} cannot be written: {error.strerror}. The training goes on." if first else None
+            return (
+                f"{self.file.name} cannot be written: {error.strerror}. The training goes on."
+                if first
+                else None
+            )
 
     def close(self) -> None:
         """The file ends here."""
@@ -160,9 +179,13 @@ class RunLog(Callback):
             self.file = LogFile(self.out / "log.jsonl")
         if trainer.state.step == 0:
             shape, parameter = trainer.model.config, next(trainer.model.parameters())
-            trainer.log(config=asdict(Config(shape, trainer.config)), parameters=shape.n_params,
-                        device=str(parameter.device), precision=dtype_name(trainer.dtype),
-                        processes=trainer.parallel.world.size)
+            trainer.log(
+                config=asdict(Config(shape, trainer.config)),
+                parameters=shape.n_params,
+                device=str(parameter.device),
+                precision=dtype_name(trainer.dtype),
+                processes=trainer.parallel.world.size,
+            )
 
     def cut(self, path: Path, state: TrainState) -> None:
         """Keep of an old log what was known when the checkpoint was saved; what came later will come again."""
@@ -170,7 +193,9 @@ class RunLog(Callback):
         # beyond the last step there is no validation to come
         again = {"val_loss", "sample"} if state.step <= state.max_steps else set()
         kept = [
-            entry for entry in old if entry["step"] < state.step
+            entry
+            for entry in old
+            if entry["step"] < state.step
             or (entry["step"] == state.step and not again & entry.keys())
         ]
         for entry in kept:
@@ -209,9 +234,15 @@ class Progress(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """The bar begins where the run does."""
         stream, state = message_stream("stderr"), trainer.state
-        self.bar = tqdm(total=state.max_steps, initial=state.step, unit="step", file=stream, dynamic_ncols=True,
-                        disable=not (self.show and trainer.parallel.world.is_main),
-                        mininterval=0.5 if stream.isatty() else 10)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.step,
+            unit="step",
+            file=stream,
+            dynamic_ncols=True,
+            disable=not (self.show and trainer.parallel.world.is_main),
+            mininterval=0.5 if stream.isatty() else 10,
+        )
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Move the bar."""
@@ -223,7 +254,9 @@ class Progress(Callback):
         """What people want to know at once."""
         step = f"step {trainer.state.step:,}"
         if "skipped" in entry:
-            self.tell(f"{step} is skipped: its loss is {trainer.loss:g}, its gradient norm {trainer.grad_norm:g}")
+            self.tell(
+                f"{step} is skipped: its loss is {trainer.loss:g}, its gradient norm {trainer.grad_norm:g}"
+            )
         if "val_loss" in entry:
             self.tell(f"{step}: validation loss {entry['val_loss']:.3f}")
         if "sample" in entry:
@@ -281,7 +314,13 @@ class SaveCheckpoints(Callback):
         metadata = {**self.metadata, **progress}
         try:
             save_checkpoint(
-                self.out, trainer.model, self.tokenizer, trainer.config, state, trainer.optimizers, metadata
+                self.out,
+                trainer.model,
+                self.tokenizer,
+                trainer.config,
+                state,
+                trainer.optimizers,
+                metadata,
             )
         except (UserError, OSError) as error:
             if last or state.step == state.max_steps:
@@ -302,7 +341,10 @@ class StopOnSignal(Callback):
     saver: what saves that step. again: what goes on with the run."""
 
     def __init__(
-        self, saver: SaveCheckpoints | None = None, log: Log = print_message, again: str = "resume=True"
+        self,
+        saver: SaveCheckpoints | None = None,
+        log: Log = print_message,
+        again: str = "resume=True",
     ) -> None:
         self.saver, self.tell, self.again = saver, log, again
         self.first, self.usual = 0, {}  # the number of the first signal, and each one's handler
@@ -334,7 +376,9 @@ class StopOnSignal(Callback):
             if world.is_main:
                 self.saver.save(trainer, last=True)
             step = trainer.state.step
-            told = [f"Stopped after step {step:,}, which is saved; {self.again} goes on from there."]
+            told = [
+                f"Stopped after step {step:,}, which is saved; {self.again} goes on from there."
+            ]
             self.tell(told[0])
         raise stopped_by(number, *told)
 
@@ -360,7 +404,9 @@ def least_memory(trainer: Trainer) -> int:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice, of a device or of the machine."""
     words = "out of memory|n[o']t (enough|allocate) memory"
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(re.search(words, str(error)))
+    )
 
 
 def suggest_micro_batch(trainer: Trainer) -> str:
@@ -378,13 +424,17 @@ def suggest_micro_batch(trainer: Trainer) -> str:
         most, largest = asked if more else asked // 2, 0
         for size in (2**i for i in range(most.bit_length())):
             begun = time.perf_counter()
-            if not fits_in_memory(model, trainer.optimizers, size, min(2 * size, rows), trainer.dtype):
+            if not fits_in_memory(
+                model, trainer.optimizers, size, min(2 * size, rows), trainer.dtype
+            ):
                 break
             largest = size
             if time.perf_counter() - begun > TRIAL_SECONDS:
                 break
         if largest:
-            return f"--micro_batch_size {max(1, largest // 2)}{more} does, and gives the same result"
+            return (
+                f"--micro_batch_size {max(1, largest // 2)}{more} does, and gives the same result"
+            )
     return "not even one sequence does; try a smaller --seq_len or --config"
 
 
@@ -394,7 +444,9 @@ def fits_in_memory(
     """Whether micro-batches of `size`, the gradient and the optimizer's two moments fit into memory together."""
     try:
         device = next(model.parameters()).device
-        x = torch.zeros(rows, model.config.seq_len, dtype=torch.long, device=device)  # any tokens will do
+        x = torch.zeros(
+            rows, model.config.seq_len, dtype=torch.long, device=device
+        )  # any tokens will do
         for _ in range(2):  # memory comes in pieces
             forward_backward(model, x, x, size, dtype)
         moments = 0 if optimizers[0].state else 2
@@ -459,14 +511,19 @@ class TimeLimit(Callback):
         if not (self.active and step == self.next):
             return
         self.adjust(trainer, (time.perf_counter() - self.clock) / (step - self.measured))
-        self.clock, self.measured, self.next = time.perf_counter(), step, self.next + step - self.first
+        self.clock, self.measured, self.next = (
+            time.perf_counter(),
+            step,
+            self.next + step - self.first,
+        )
 
     def adjust(self, trainer: Trainer, pace: float) -> None:
         """Set `max_steps` to what fits at `pace` seconds a step; never more than the config's."""
         config, state = trainer.config, trainer.state
         left = config.max_minutes * 60 * (1 - SPARE) - (time.perf_counter() - self.started)
         fits = torch.tensor(
-            min(state.step + max(1, int(left / pace)), config.max_steps), device=next(trainer.model.parameters()).device
+            min(state.step + max(1, int(left / pace)), config.max_steps),
+            device=next(trainer.model.parameters()).device,
         )
         if trainer.parallel.world.size > 1:
             dist.broadcast(fits, 0)
@@ -503,7 +560,8 @@ class LostProcess(Callback):
                     f"Another process of this run has ended, so process {world.rank} stops at step"
                     f" {trainer.state.step:,}. The newest checkpoint is {newest_checkpoint(self.out) or 'none'}:"
                     f" {self.again} goes on from there.",
-                    file=message_stream("stderr"), flush=True,
+                    file=message_stream("stderr"),
+                    flush=True,
                 )
         raise SystemExit(1) from None
 
