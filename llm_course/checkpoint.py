@@ -61,7 +61,7 @@ def model_files(
         "tokenizer.model": tokenizer.model,
     }
 
-
+# %% ../nbs/33_checkpoint.ipynb #a9fa8bs1
 def json_bytes(value: dict) -> bytes:
     """`value` as a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()

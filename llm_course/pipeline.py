@@ -176,7 +176,7 @@ def start_run(
     log(describe(trainer, device, reason))
     return RunStart(trainer, tokenizer, val_data, origin)
 
-
+# %% ../nbs/92_pipeline.ipynb #strt00s1
 def fit_vocabulary(config: Config, tokenizer: Tokenizer, shards: str | Path, log: Log) -> Config:
     """The config with the vocabulary of the tokenizer, which is said where it is another."""
     if config.model.vocab_size == tokenizer.vocab_size:

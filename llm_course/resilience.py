@@ -74,7 +74,7 @@ def first_nonfinite(
     ]  # the order of the computation
     return bad[0] if bad else None
 
-
+# %% ../nbs/35_resilience.ipynb #fa0100s1
 def nonfinite_error(trainer: Trainer, last_good: Path | None, again: str) -> UserError:
     """Why a run that skipped too many steps in a row stops: the step, the documents, the module at fault."""
     config, state, world = trainer.config, trainer.state, trainer.parallel.world
@@ -102,7 +102,7 @@ def nonfinite_error(trainer: Trainer, last_good: Path | None, again: str) -> Use
         f" {advice}."
     )
 
-
+# %% ../nbs/35_resilience.ipynb #fa0100s2
 class StopOnNonFinite(Callback):
     """Ends a run in which `MAX_SKIPPED` steps in a row were skipped, with `nonfinite_error`.
 
@@ -164,7 +164,7 @@ class LogFile:
         """The file ends here."""
         self.file.close()
 
-
+# %% ../nbs/35_resilience.ipynb #35logfs1
 class RunLog(Callback):
     """Writes what is logged to `out`/log.jsonl, in the main process; `last` has the newest value of everything."""
 
@@ -437,7 +437,7 @@ def suggest_micro_batch(trainer: Trainer) -> str:
             )
     return "not even one sequence does; try a smaller --seq_len or --config"
 
-
+# %% ../nbs/35_resilience.ipynb #fa0100s1
 def fits_in_memory(
     model: GPT, optimizers: list[torch.optim.Optimizer], size: int, rows: int, dtype: torch.dtype
 ) -> bool:
@@ -457,7 +457,7 @@ def fits_in_memory(
     finally:
         model.zero_grad()
 
-
+# %% ../nbs/35_resilience.ipynb #fa0100s2
 class OutOfMemory(Callback):
     """Where memory does not suffice for a step, ends the run with a UserError that says what would fit."""
 

@@ -107,7 +107,7 @@ class TrainState:
         """Whether what happens every so many steps, and at the end, happens after this step."""
         return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
-
+# %% ../nbs/32_training.ipynb #063a4fs1
 class Callback:
     """What `fit` calls at its turning points. A subclass overrides what it needs."""
 
@@ -270,7 +270,7 @@ def validate(
     mean = world.all_reduce_mean(torch.tensor(total, device=device)).item()
     return mean * world.size / int(data.lengths(chosen).sum())
 
-
+# %% ../nbs/32_training.ipynb #32valis1
 class Validate(Callback):
     """Logs the validation loss every `eval_every` steps."""
 
