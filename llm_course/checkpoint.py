@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
-from .config import Config, ModelConfig, TrainingConfig, make_config
+from .config import Config, TrainingConfig, make_config
 from .device import dtype_name
 from .files import UserError, read_json, write_folder
 from .gpt import GPT
@@ -34,8 +34,13 @@ from .training import TrainState, read_log
 
 # %% ../nbs/33_checkpoint.ipynb #a9fa8be8
 CHECKPOINT_FILES = (
-    "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "trainer.pt",
+    "model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "trainer.pt",
 )
 FORMAT = "llm_course checkpoint 4"
 
@@ -45,7 +50,9 @@ def model_files(
 ) -> dict[str, bytes]:
     """A model and its tokenizer in the files of a Hugging Face folder; tied weights stand there once."""
     eos, pad = tokenizer.eos_id, tokenizer.unk_id
-    weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()}
+    weights = {
+        name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_parameters()
+    }
     generation = {"bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}
     return {
         "model.safetensors": save(weights, metadata={"format": "pt"}),
@@ -55,7 +62,7 @@ def model_files(
         "tokenizer.model": tokenizer.model,
     }
 
-
+# %% ../nbs/33_checkpoint.ipynb #a9fa8bs1
 def json_bytes(value: dict) -> bytes:
     """`value` as a JSON file."""
     return (json.dumps(value, indent=2) + "\n").encode()
@@ -80,7 +87,10 @@ def trainer_state(
 
 
 def restore_state(
-    saved: Mapping, state: TrainState, optimizers: Sequence[torch.optim.Optimizer], device: torch.device
+    saved: Mapping,
+    state: TrainState,
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
 ) -> None:
     """Put `state`, the optimizers and the random numbers where `trainer_state` found them.
 
@@ -96,8 +106,13 @@ def restore_state(
 
 # %% ../nbs/33_checkpoint.ipynb #33save01
 def save_checkpoint(
-    out: str | Path, model: GPT, tokenizer: Tokenizer, config: TrainingConfig, state: TrainState,
-    optimizers: Sequence[torch.optim.Optimizer], metadata: Mapping = {},
+    out: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    config: TrainingConfig,
+    state: TrainState,
+    optimizers: Sequence[torch.optim.Optimizer],
+    metadata: Mapping = {},
 ) -> Path:
     """Save a run as out/step-NNNNNN, let out/latest name it, and prune older ones.
 
@@ -138,7 +153,9 @@ def prune(out: Path, keep: int) -> None:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds files of a checkpoint, all or some, and no others: else it is somebody's own."""
     names = {*CHECKPOINT_FILES, "manifest.json"}
-    return folder.is_dir() and not folder.is_symlink() and {p.name for p in folder.iterdir()} <= names
+    return (
+        folder.is_dir() and not folder.is_symlink() and {p.name for p in folder.iterdir()} <= names
+    )
 
 
 def remove(path: Path) -> None:
@@ -182,7 +199,8 @@ def make_manifest(
 ) -> dict:
     """What a checkpoint says about itself: its step, config, run, and its files' checksums."""
     sums = {
-        name: {"size": len(data), "sha256": sha256(data).hexdigest()} for name, data in contents.items()
+        name: {"size": len(data), "sha256": sha256(data).hexdigest()}
+        for name, data in contents.items()
     }
     parts = {"step": step, "config": asdict(config), "run": dict(metadata), "files": sums}
     return with_checksum({"format": FORMAT, **parts})
@@ -195,8 +213,11 @@ def environment(device: torch.device, dtype: torch.dtype, processes: int) -> dic
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else f"{device.type} ({platform.machine()})"
     return {
-        "torch": torch.__version__, "device": name, "precision": dtype_name(dtype),
-        "processes": processes, "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": name,
+        "precision": dtype_name(dtype),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
     }
 
 # %% ../nbs/33_checkpoint.ipynb #7e739bff
@@ -259,7 +280,9 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay the caller's
         model = GPT(config.model)
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    return Checkpoint(model.to(device).eval(), Tokenizer.load(folder), config, manifest["step"], folder)
+    return Checkpoint(
+        model.to(device).eval(), Tokenizer.load(folder), config, manifest["step"], folder
+    )
 
 # %% ../nbs/33_checkpoint.ipynb #33rest01
 def restore(

@@ -32,29 +32,45 @@ def pick_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     """The device to train on: a CUDA GPU, else an Apple GPU, else the CPU. UserError for one that is not there.
 
     Of several GPUs the process with this `local_rank` on its machine takes its own."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     kind = next(kind for kind in here if here[kind]) if name == "auto" else name.split(":")[0]
     if not here.get(kind):
-        raise UserError(f"There is no device {name!r} here: use one of auto, {', '.join(kind for kind in here if here[kind])}.")
-    if kind == "cuda" and ":" not in name: return torch.device("cuda", local_rank)
+        raise UserError(
+            f"There is no device {name!r} here: use one of auto, {', '.join(kind for kind in here if here[kind])}."
+        )
+    if kind == "cuda" and ":" not in name:
+        return torch.device("cuda", local_rank)
     return torch.device(kind if name == "auto" else name)
+
 
 def pick_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The number format of matrix products on `device`, and why: bf16 where the hardware multiplies it, else fp32."""
-    if name != "auto": return {"bf16": torch.bfloat16, "fp32": torch.float32}[name], "as the config asks"
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name], "as the config asks"
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16, "this GPU has it"
     if device.type == "cpu":
-        for feature, probe in (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported")):
-            if getattr(torch.cpu, probe, bool)(): return torch.bfloat16, f"this processor has {feature}"
+        for feature, probe in (
+            ("AMX", "_is_amx_tile_supported"),
+            ("AVX512-BF16", "_is_avx512_bf16_supported"),
+        ):
+            if getattr(torch.cpu, probe, bool)():
+                return torch.bfloat16, f"this processor has {feature}"
     return torch.float32, f"this {device.type} has no fast bf16"
 
 # %% ../nbs/31_device.ipynb #979f0aeb
 def memory_of(device: torch.device) -> float:
     """Bytes of memory that a device has, in use or not; infinitely many where nobody knows."""
-    if device.type == "cuda": return torch.cuda.get_device_properties(device).total_memory
-    if device.type != "cpu" or not hasattr(os, "sysconf"): return math.inf
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return math.inf
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 def keep_memory() -> None:
     """Let this process reuse the memory that it frees: steps on a CPU get shorter. For Linux; harmless elsewhere.
@@ -63,11 +79,12 @@ def keep_memory() -> None:
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-1, 2**31 - 1)
-        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)   # the old ones refuse more
+        libc.mallopt(-3, 2**30) or libc.mallopt(-3, 2**25)  # the old ones refuse more
 
 # %% ../nbs/31_device.ipynb #4fae8bb4
 class World(NamedTuple):
     """Which process this is, and among how many; `local_rank` counts those of one machine."""
+
     rank: int = 0
     size: int = 1
     local_rank: int = 0
@@ -79,57 +96,88 @@ class World(NamedTuple):
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
         """The mean of `value` over all processes, the same in each."""
-        if self.size == 1: return value
+        if self.size == 1:
+            return value
         dist.all_reduce(share := value / self.size)
         return share
 
     def all_reduce_max(self, number: int, device: torch.device) -> int:
         """The largest `number` of all processes, so that all do the same."""
-        if self.size == 1: return number
+        if self.size == 1:
+            return number
         dist.all_reduce(value := torch.tensor(number, device=device), dist.ReduceOp.MAX)
         return int(value.item())
 
     def all_gather(self, value: object) -> list:
         """What each process has, in their order."""
-        if self.size == 1: return [value]
+        if self.size == 1:
+            return [value]
         dist.all_gather_object(values := [None] * self.size, value)
         return values
 
+
 def launched() -> World:
     """The World that torchrun, or whatever else starts processes, describes in the environment. UserError where it makes no sense."""
+
     def number(name: str, least: int, most: int) -> int:
         text = os.environ.get(name, "0").strip()
-        if text.isdecimal() and least <= int(text) <= most: return int(text)
-        raise UserError(f"{name} is {text!r} in the environment: it must be a whole number from {least:,} to {most:,}; torchrun sets it.")
+        if text.isdecimal() and least <= int(text) <= most:
+            return int(text)
+        raise UserError(
+            f"{name} is {text!r} in the environment: it must be a whole number from {least:,} to {most:,}; torchrun sets it."
+        )
 
-    if not os.environ.get("WORLD_SIZE") or (size := number("WORLD_SIZE", 1, 10**6)) == 1: return World()
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        raise UserError(f"WORLD_SIZE in the environment asks for {size:,} processes, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
-                          " not set: start the processes with torchrun, or unset WORLD_SIZE.")
+    if not os.environ.get("WORLD_SIZE") or (size := number("WORLD_SIZE", 1, 10**6)) == 1:
+        return World()
+    if missing := [
+        name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)
+    ]:
+        raise UserError(
+            f"WORLD_SIZE in the environment asks for {size:,} processes, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+            " not set: start the processes with torchrun, or unset WORLD_SIZE."
+        )
     number("MASTER_PORT", 0, 65535)
     return World(number("RANK", 0, size - 1), size, number("LOCAL_RANK", 0, 10**6))
+
 
 def meeting_place() -> dict:
     """Where processes find each other after torchrun has started them again: not where those before them have left their addresses.
 
     torchrun on one machine keeps its store over its --max-restarts; who reads an old address there waits in vain."""
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if os.environ.get("GROUP_WORLD_SIZE") != "1" or attempt == "0": return {}   # several machines do not count alike
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" or attempt == "0":
+        return {}  # several machines do not count alike
     store, rank, size = next(dist.rendezvous("env://"))
-    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
+    return {
+        "store": dist.PrefixStore(f"attempt-{attempt}", store),
+        "rank": rank,
+        "world_size": size,
+    }
 
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]   # they ask a run to stop
+
+STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]  # they ask a run to stop
+
 
 @contextmanager
 def signals_end(*numbers: int) -> Iterator[None]:
     """Within it these signals end the process at once, also in the middle of C++ that waits."""
     before = {}
-    if threading.current_thread() is threading.main_thread():   # no other thread may
-        before.update({each: signal.signal(each, signal.SIG_DFL) for each in numbers if signal.getsignal(each) not in (None, signal.SIG_IGN)})
+    if threading.current_thread() is threading.main_thread():  # no other thread may
+        before.update(
+            {
+                each: signal.signal(each, signal.SIG_DFL)
+                for each in numbers
+                if signal.getsignal(each) not in (None, signal.SIG_IGN)
+            }
+        )
     try:
         yield
     finally:
-        for each, handler in before.items(): signal.signal(each, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
 
 @contextmanager
 def joined_world(device: torch.device, world: World) -> Iterator[World]:
@@ -137,17 +185,20 @@ def joined_world(device: torch.device, world: World) -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    if device.type == "cuda": torch.cuda.set_device(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
-        with signals_end(*STOPPING):   # the others may never come, and nothing is lost yet
+        with signals_end(*STOPPING):  # the others may never come, and nothing is lost yet
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **meeting_place())
     except (dist.DistError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(f"The {world.size} processes do not find each other at {where}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"The {world.size} processes do not find each other at {where}: {str(error).splitlines()[0]}"
+        ) from error
     try:
         yield world
     finally:
-        gc.collect()   # a wrapped model holds on to the group and its threads: they must end before Python does
+        gc.collect()  # a wrapped model holds on to the group and its threads: they must end before Python does
         dist.destroy_process_group()
 
 # %% ../nbs/31_device.ipynb #d07355fd
@@ -177,13 +228,18 @@ def physical_memory() -> tuple[int, int]:
 def memory() -> tuple[int, int]:
     "Bytes of memory, and free ones, that this process can have: its container's if that has less than the machine."
     total, free = physical_memory()
-    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
         for (most,), (now,) in zip(cgroup_limits(limit), cgroup_limits(used)):
             total, free = min(total, most), min(free, max(most - now, 0))
     return total, free
 
 # %% ../nbs/31_device.ipynb #d0c63f42
-def matmul_rate(n: int, dtype: torch.dtype, device: torch.device | str = "cpu", seconds: float = 0.1) -> float:
+def matmul_rate(
+    n: int, dtype: torch.dtype, device: torch.device | str = "cpu", seconds: float = 0.1
+) -> float:
     "Operations per second in the product of two (n, n) matrices: 2 n^3 over the shortest time met in `seconds`."
     a = torch.linspace(-1, 1, n * n, device=device).reshape(n, n).to(dtype)
     shortest, end = math.inf, time.perf_counter() + seconds
@@ -199,8 +255,16 @@ def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
     "Inputs and outputs of every matrix of a block, by name, and of the head that writes the logits."
     wide, hidden = config.d_model, config.d_ff
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return {"q_proj": (wide, q), "k_proj": (wide, kv), "v_proj": (wide, kv), "o_proj": (q, wide), "gate_proj": (wide, hidden),
-            "up_proj": (wide, hidden), "down_proj": (hidden, wide), "head": (wide, config.vocab_size)}
+    return {
+        "q_proj": (wide, q),
+        "k_proj": (wide, kv),
+        "v_proj": (wide, kv),
+        "o_proj": (q, wide),
+        "gate_proj": (wide, hidden),
+        "up_proj": (wide, hidden),
+        "down_proj": (hidden, wide),
+        "head": (wide, config.vocab_size),
+    }
 
 # %% ../nbs/31_device.ipynb #5e71e44d
 def shortest(work: Callable[[], object], seconds: float = 0.2) -> float:
@@ -214,18 +278,30 @@ def shortest(work: Callable[[], object], seconds: float = 0.2) -> float:
     return min(times)
 
 
-def product_seconds(rows: int, i: int, o: int, dtype: torch.dtype, device: torch.device | str = "cpu",
-                    seconds: float = 0.1) -> float:
+def product_seconds(
+    rows: int,
+    i: int,
+    o: int,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    seconds: float = 0.1,
+) -> float:
     "Seconds for the product of (rows, i) with a weight (o, i), into memory that is there, as in a step that is not the first."
     x, weight = (torch.ones(n, i, dtype=dtype, device=device) for n in (rows, o))
     out = torch.empty(rows, o, dtype=dtype, device=device)
-    return shortest(lambda: torch.mm(x, weight.T, out=out)[0, 0].item(), seconds)  # to read a number is to wait for it, on every device
+    return shortest(
+        lambda: torch.mm(x, weight.T, out=out)[0, 0].item(), seconds
+    )  # to read a number is to wait for it, on every device
 
 
-def rate_at_shapes(config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
+def rate_at_shapes(
+    config: ModelConfig, rows: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> float:
     "Operations per second in the products of a model: those of one layer and the head together, over their shortest times."
     sides = matrices(config).values()
-    return sum(2 * rows * i * o for i, o in sides) / sum(product_seconds(rows, i, o, dtype, device) for i, o in sides)
+    return sum(2 * rows * i * o for i, o in sides) / sum(
+        product_seconds(rows, i, o, dtype, device) for i, o in sides
+    )
 
 # %% ../nbs/31_device.ipynb #5514f727
 def bandwidth(size: int = 2**28, device: torch.device | str = "cpu", seconds: float = 0.2) -> float:

@@ -42,6 +42,10 @@ class WarmUpDDP(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Once, on the first batch."""
         forward_backward(
-            trainer.forward, *trainer.batch(), trainer.micro_batch_size, trainer.dtype, trainer.parallel
+            trainer.forward,
+            *trainer.batch(),
+            trainer.micro_batch_size,
+            trainer.dtype,
+            trainer.parallel,
         )
         trainer.model.zero_grad()

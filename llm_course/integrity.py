@@ -24,8 +24,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_course.checkpoint import (
-    CHECKPOINT_FILES, FORMAT, Checkpoint, find_checkpoint, is_checkpoint, is_foreign_checkpoint,
-    json_bytes, newest_checkpoint, step_folders,
+    CHECKPOINT_FILES,
+    FORMAT,
+    Checkpoint,
+    find_checkpoint,
+    is_checkpoint,
+    is_foreign_checkpoint,
+    json_bytes,
+    newest_checkpoint,
+    step_folders,
 )
 from .config import Config, ModelConfig, TrainingConfig, make_config
 from .device import memory_of
@@ -52,7 +59,10 @@ def verify_checkpoint(folder: Path, verify: bool = True) -> dict:
             f"{folder} was saved by another version of this package: move it away, and train again."
         )
     kinds = {"step": int, "config": dict, "run": dict, "files": dict}
-    if any(type(manifest.get(name)) is not kind for name, kind in kinds.items()) or manifest["step"] < 0:
+    if (
+        any(type(manifest.get(name)) is not kind for name, kind in kinds.items())
+        or manifest["step"] < 0
+    ):
         raise corrupt_file_error(folder / "manifest.json")
     for name in CHECKPOINT_FILES if verify else ():
         verify_file(folder / name, manifest["files"])
@@ -81,11 +91,16 @@ def corrupt_file_error(path: Path) -> UserError:
 # %% ../nbs/34_integrity.ipynb #34rename
 FORMAT_BEFORE = "llm_course checkpoint 3"
 RENAMED_FIELDS = {  # of the training config: name before, name today
-    "table_lr": "embedding_lr_scale", "muon_lr": "muon_lr_scale", "align": "document_aligned",
-    "copying": "mimetic_init", "keep": "keep_checkpoints",
+    "table_lr": "embedding_lr_scale",
+    "muon_lr": "muon_lr_scale",
+    "align": "document_aligned",
+    "copying": "mimetic_init",
+    "keep": "keep_checkpoints",
 }
 RENAMED_STATE = {  # of trainer.pt
-    "in_a_row": "consecutive_skips", "usual_loss": "loss_ema", "usual_error": "loss_var_ema",
+    "in_a_row": "consecutive_skips",
+    "usual_loss": "loss_ema",
+    "usual_error": "loss_var_ema",
 }
 
 
@@ -103,7 +118,10 @@ def renamed_config(config: Mapping) -> dict:
 
 # %% ../nbs/34_integrity.ipynb #7e739bff
 def load_verified(
-    path: str | Path, device: str | torch.device = "cpu", tokenizer: Tokenizer | None = None, verify: bool = True
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    tokenizer: Tokenizer | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """The checkpoint at `path`: the folder of a step or of a run, or `latest`; or a Qwen3 model from elsewhere.
 
@@ -151,7 +169,9 @@ def load_weights(model: GPT, folder: Path) -> None:
     found, wanted = read_weights(folder), dict(model.named_parameters())
     head = found.pop("lm_head.weight", None) if model.config.tie_embeddings else None
     for name in sorted(wanted.keys() | found.keys()):
-        shapes = [tuple(each[name].shape) if name in each else "nothing" for each in (found, wanted)]
+        shapes = [
+            tuple(each[name].shape) if name in each else "nothing" for each in (found, wanted)
+        ]
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"The weights in {folder} do not fit the model of the config: {name} is {shapes[0]} there, and"
@@ -261,7 +281,9 @@ def is_valid_state(
             for name, moment in moments.items():
                 valid += [moment.dtype == torch.float32]
                 valid += [moment.shape == (() if name == "step" else ours[i].shape)]
-    torch.Generator().set_state(saved["random"]["cpu"])  # a RuntimeError, where these are no random numbers' state
+    torch.Generator().set_state(
+        saved["random"]["cpu"]
+    )  # a RuntimeError, where these are no random numbers' state
     return all(valid)
 
 # %% ../nbs/34_integrity.ipynb #46b297c9

@@ -42,8 +42,12 @@ class Muon(torch.optim.Optimizer):
     as far. Products are in `dtype`: bfloat16 is enough."""
 
     def __init__(
-        self, params: Iterable, lr: float = 0.02, momentum: float = 0.95,
-        weight_decay: float = 0.0, dtype: torch.dtype = torch.float32,
+        self,
+        params: Iterable,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
@@ -55,7 +59,9 @@ class Muon(torch.optim.Optimizer):
             for shape in dict.fromkeys(p.shape for p in group["params"]):
                 params = [p for p in group["params"] if p.shape == shape and p.grad is not None]
                 if params:
-                    self.step_same_shape(params, group["lr"], group["momentum"], group["weight_decay"])
+                    self.step_same_shape(
+                        params, group["lr"], group["momentum"], group["weight_decay"]
+                    )
 
     def step_same_shape(
         self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
@@ -86,7 +92,9 @@ def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Opti
     compiles an optimizer."""
     hidden = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in hidden}
-    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+    return type(
+        kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))}
+    )
 
 
 def make_optimizers(
@@ -97,8 +105,15 @@ def make_optimizers(
     One parameter group for each kind: `lr_scale` multiplies the learning rate (in
     `set_learning_rate`), and only matrices decay. `dtype`: of the products in Muon.
     AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101."""
-    scales = {"norm": 1.0, "embedding": config.embedding_lr_scale, "matrix": config.muon_lr_scale or 1.0}
-    groups = {kind: {"params": [], "kind": kind, "lr_scale": scale, "weight_decay": 0.0} for kind, scale in scales.items()}
+    scales = {
+        "norm": 1.0,
+        "embedding": config.embedding_lr_scale,
+        "matrix": config.muon_lr_scale or 1.0,
+    }
+    groups = {
+        kind: {"params": [], "kind": kind, "lr_scale": scale, "weight_decay": 0.0}
+        for kind, scale in scales.items()
+    }
     groups["matrix"]["weight_decay"] = config.weight_decay
     for name, parameter in model.named_parameters():
         groups[param_group(name)]["params"].append(parameter)
@@ -106,9 +121,16 @@ def make_optimizers(
     if config.muon_lr_scale:
         matrices = groups.pop("matrix")
         muon = [without_compiler(Muon)([matrices], momentum=config.muon_momentum, dtype=dtype)]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over memory, not a dozen
+    fused = next(model.parameters()).device.type in (
+        "cpu",
+        "cuda",
+    )  # one pass over memory, not a dozen
     adamw = without_compiler(torch.optim.AdamW)(
-        list(groups.values()), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused
+        list(groups.values()),
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=fused,
     )
     return [adamw, *muon]
 

@@ -19,28 +19,71 @@ from pathlib import Path
 import torch
 
 from llm_course.checkpoint import (
-    FORMAT, check_tokenizer, environment, newest_checkpoint, point_latest, refuse_other_latest, restore_state,
+    FORMAT,
+    check_tokenizer,
+    environment,
+    newest_checkpoint,
+    point_latest,
+    refuse_other_latest,
+    restore_state,
 )
 from .config import Config, load_config, make_config
 from .corpus import Corpus, write_tales_corpus
 from llm_course.device import (
-    World, dtype_name, joined_world, keep_memory, launched, memory_of, pick_device, pick_precision,
+    World,
+    dtype_name,
+    joined_world,
+    keep_memory,
+    launched,
+    memory_of,
+    pick_device,
+    pick_precision,
 )
 from .distributed import DDP, WarmUpDDP
 from llm_course.files import (
-    UserError, atomic_write, check_ours, duration, file_sha256, folder_lock, print_message, quantity,
-    read_json, visible, write_ours,
+    UserError,
+    atomic_write,
+    check_ours,
+    duration,
+    file_sha256,
+    folder_lock,
+    print_message,
+    quantity,
+    read_json,
+    visible,
+    write_ours,
 )
 from .gpt import GPT, mimetic_init_
 from .kernels import accelerate
 from llm_course.integrity import (
-    archive_run, corrupt_file_error, ended_before_saving, has_pretrained_init, is_valid_state, load_trainer_state,
-    load_verified, load_weights, remove_leftovers, verify_checkpoint, with_progress,
+    archive_run,
+    corrupt_file_error,
+    ended_before_saving,
+    has_pretrained_init,
+    is_valid_state,
+    load_trainer_state,
+    load_verified,
+    load_weights,
+    remove_leftovers,
+    verify_checkpoint,
+    with_progress,
 )
 from .optim import make_optimizers
 from llm_course.resilience import (
-    CompilerTrouble, Log, LossSpikes, LostProcess, OutOfMemory, Progress, RunLog, Sample, SampleFn,
-    SaveCheckpoints, StopOnNonFinite, StopOnSignal, TimeLimit, above_bar,
+    CompilerTrouble,
+    Log,
+    LossSpikes,
+    LostProcess,
+    OutOfMemory,
+    Progress,
+    RunLog,
+    Sample,
+    SampleFn,
+    SaveCheckpoints,
+    StopOnNonFinite,
+    StopOnSignal,
+    TimeLimit,
+    above_bar,
 )
 from .shards import Shard, TokenDataset, write_shards
 from .tales import sample_tales
@@ -58,7 +101,10 @@ def open_shards(
     """The tokenizer, the training and the validation sequences of a folder of shards, which must belong together.
 
     Unless `verify` is False, every byte is read first, to see that it is the one that was written."""
-    splits = [TokenDataset(folder, split, seq_len=seq_len, document_aligned=document_aligned) for split in ("train", "val")]
+    splits = [
+        TokenDataset(folder, split, seq_len=seq_len, document_aligned=document_aligned)
+        for split in ("train", "val")
+    ]
     train, val = splits
     for split in splits if verify else ():
         split.verify()
@@ -81,18 +127,27 @@ class RunStart:
     trainer: Trainer
     tokenizer: Tokenizer
     val_data: TokenDataset | None  # what it is validated on, if there is any
-    origin: dict[str, str | None] | None  # what its weights began as, if not at random: name and sha256
+    origin: (
+        dict[str, str | None] | None
+    )  # what its weights began as, if not at random: name and sha256
 
 
 def start_run(
-    config: Config, shards: str | Path, device: torch.device, world: World = World(), log: Log = print_message,
-    init_from: str | Path | None = None, verify: bool = True,
+    config: Config,
+    shards: str | Path,
+    device: torch.device,
+    world: World = World(),
+    log: Log = print_message,
+    init_from: str | Path | None = None,
+    verify: bool = True,
 ) -> RunStart:
     """A run at step 0: the model drawn from the seed, its optimizers, its data.
 
     init_from: a checkpoint, or a model that another program saved; its shape and its weights are what
     the run begins with."""
-    tokenizer, data, val_data = open_shards(shards, config.model.seq_len, verify, config.training.document_aligned)
+    tokenizer, data, val_data = open_shards(
+        shards, config.model.seq_len, verify, config.training.document_aligned
+    )
     first, origin = None, None
     if init_from is not None:
         first = load_verified(init_from, tokenizer=tokenizer, verify=verify)
@@ -112,13 +167,16 @@ def start_run(
     model.to(device).checkpoint_activations = config.training.checkpoint_activations
     accelerate(model, compile=config.training.compile)
     dtype, reason = pick_precision(config.training.precision, device)
-    optimizers, state = make_optimizers(model, config.training, dtype), TrainState(max_steps=config.training.max_steps)
+    optimizers, state = (
+        make_optimizers(model, config.training, dtype),
+        TrainState(max_steps=config.training.max_steps),
+    )
     parallel = DDP(world) if world.size > 1 else Parallel()
     trainer = Trainer(model, data, config.training, optimizers, state, dtype, parallel)
     log(describe(trainer, device, reason))
     return RunStart(trainer, tokenizer, val_data, origin)
 
-
+# %% ../nbs/92_pipeline.ipynb #strt00s1
 def fit_vocabulary(config: Config, tokenizer: Tokenizer, shards: str | Path, log: Log) -> Config:
     """The config with the vocabulary of the tokenizer, which is said where it is another."""
     if config.model.vocab_size == tokenizer.vocab_size:
@@ -157,7 +215,8 @@ def describe(trainer: Trainer, device: torch.device, reason: str) -> str:
         f"{trainer.model.config.n_params / 1e6:,.2f}M parameters on {device}{processes}, products in"
         f" {dtype_name(trainer.dtype)}: {reason}.\n{quantity(config.max_steps, 'step')} of {tokens}"
         f" {'makes' if config.max_steps == 1 else 'make'} {epochs:,.1f} passes over {data.tokens:,} tokens."
-        + short * (config.warmup_steps > config.max_steps)
+        + short
+        * (config.warmup_steps > config.max_steps)
     )
 
 # %% ../nbs/92_pipeline.ipynb #92meta01
@@ -165,13 +224,18 @@ def run_metadata(trainer: Trainer, commands: Sequence[str], origin: Mapping | No
     """What a reader of the model will ask: how it was made, from how much text, and how much it has seen."""
 
     def counts(shards: Sequence[Shard]) -> dict[str, int]:
-        return {of: sum(getattr(shard, of) for shard in shards) for of in ("documents", "tokens", "bytes")}
+        return {
+            of: sum(getattr(shard, of) for shard in shards)
+            for of in ("documents", "tokens", "bytes")
+        }
 
     device = next(trainer.model.parameters()).device
     return {
-        "commands": list(commands), "init_from": origin,
+        "commands": list(commands),
+        "init_from": origin,
         "data": {split: counts(shards) for split, shards in trainer.data.manifest.splits.items()},
-        "sequences": trainer.state.sequences, "tokens": round(trainer.state.tokens),
+        "sequences": trainer.state.sequences,
+        "tokens": round(trainer.state.tokens),
         "parameters": trainer.model.config.n_params,
         "machine": environment(device, trainer.dtype, trainer.parallel.world.size),
     }
@@ -179,8 +243,15 @@ def run_metadata(trainer: Trainer, commands: Sequence[str], origin: Mapping | No
 
 def config_changes(old: Mapping, new: Mapping) -> dict[str, tuple[object, object]]:
     """The fields that differ between two configs as dictionaries: name to (old, new)."""
-    flat = [{name: value for part in config.values() for name, value in part.items()} for config in (old, new)]
-    return {name: (flat[0].get(name), value) for name, value in flat[1].items() if flat[0].get(name) != value}
+    flat = [
+        {name: value for part in config.values() for name, value in part.items()}
+        for config in (old, new)
+    ]
+    return {
+        name: (flat[0].get(name), value)
+        for name, value in flat[1].items()
+        if flat[0].get(name) != value
+    }
 
 
 def listed(changes: Mapping[str, tuple[object, object]]) -> str:
@@ -193,7 +264,9 @@ def position_in(data: TokenDataset, sequences: int, seq_len: int, document_align
     if (seq_len, document_aligned) == (data.seq_len, data.aligned):
         return sequences
     theirs = TokenDataset(data.folder, "train", seq_len, document_aligned)
-    return round(sequences * (theirs.mean_length if len(theirs) else theirs.seq_len) / data.mean_length)
+    return round(
+        sequences * (theirs.mean_length if len(theirs) else theirs.seq_len) / data.mean_length
+    )
 
 # %% ../nbs/92_pipeline.ipynb #92resum1
 def saved_state(folder: Path, manifest: Mapping, config: Config, trainer: Trainer) -> dict:
@@ -208,7 +281,14 @@ def saved_state(folder: Path, manifest: Mapping, config: Config, trainer: Traine
         ours = [groups(optimizer.state_dict()) for optimizer in trainer.optimizers]
         theirs = [groups(optimizer) for optimizer in saved["optimizers"]]
         valid = ours != theirs or is_valid_state(saved, trainer.state, trainer.optimizers)
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         raise corrupt_file_error(folder / "trainer.pt") from error
     if ours != theirs:
         raise UserError(
@@ -219,11 +299,16 @@ def saved_state(folder: Path, manifest: Mapping, config: Config, trainer: Traine
     return saved
 
 
-def resume_run(trainer: Trainer, tokenizer: Tokenizer, folder: Path, log: Log = print_message) -> dict:
+def resume_run(
+    trainer: Trainer, tokenizer: Tokenizer, folder: Path, log: Log = print_message
+) -> dict:
     """Put a run where the run that saved `folder` was: the same next step, bit for bit. Returns its manifest."""
     manifest, state = verify_checkpoint(folder), trainer.state
     check_tokenizer(tokenizer, Tokenizer.load(folder), "The tokenizer of the shards", folder)
-    before, now = make_config(manifest["config"], f"{folder}/manifest.json"), Config(trainer.model.config, trainer.config)
+    before, now = (
+        make_config(manifest["config"], f"{folder}/manifest.json"),
+        Config(trainer.model.config, trainer.config),
+    )
     changes = config_changes(manifest["config"], asdict(now))
     load_weights(trainer.model, folder)
     saved = saved_state(folder, manifest, before, trainer)
@@ -235,7 +320,9 @@ def resume_run(trainer: Trainer, tokenizer: Tokenizer, folder: Path, log: Log = 
         trainer.data, saved["sequences"], before.model.seq_len, before.training.document_aligned
     )
     if state.step > state.max_steps:
-        log(f"{folder} has {state.step:,} steps behind it, and max_steps is {state.max_steps:,}: there is nothing left to train.")
+        log(
+            f"{folder} has {state.step:,} steps behind it, and max_steps is {state.max_steps:,}: there is nothing left to train."
+        )
     else:
         log(f"Resuming {folder} at step {state.step:,} of {state.max_steps:,}.")
     if changes:
@@ -247,15 +334,23 @@ def resume_run(trainer: Trainer, tokenizer: Tokenizer, folder: Path, log: Log = 
 def log_differences(trainer: Trainer, metadata: Mapping, log: Log) -> None:
     """Say where the text or the machine is another than that of a checkpoint."""
     now, data = run_metadata(trainer, (), None), metadata.get("data")
-    if data and (other := config_changes({"train": data["train"]}, {"train": now["data"]["train"]})):
+    if data and (
+        other := config_changes({"train": data["train"]}, {"train": now["data"]["train"]})
+    ):
         log(f"The shards hold another text than before: {listed(other)}.")
     there = dict(metadata.get("machine") or {})
-    differs = {name: (there.get(name), value) for name, value in now["machine"].items() if there.get(name) != value}
+    differs = {
+        name: (there.get(name), value)
+        for name, value in now["machine"].items()
+        if there.get(name) != value
+    }
     on_cpu = next(trainer.model.parameters()).device.type == "cpu"
     if differs:
         log(f"The same to within rounding, not to the bit: {listed(differs)}.")
     elif trainer.config.compile and on_cpu and torch.get_num_threads() > 1:
-        log("A compiled step on several threads is not the same to the bit each time: OMP_NUM_THREADS=1 makes it so.")
+        log(
+            "A compiled step on several threads is not the same to the bit each time: OMP_NUM_THREADS=1 makes it so."
+        )
 
 # %% ../nbs/92_pipeline.ipynb #92prepar
 def prepare_out(
@@ -276,11 +371,17 @@ def prepare_out(
         commands = earlier + [each for each in commands if each not in earlier[-1:]]
     elif resume:
         log(f"{out} holds no checkpoint to resume from: beginning afresh.")
-    if not (resume and newest) and (newest or file.exists() and not ended_before_saving(file)) and world.is_main:
+    if (
+        not (resume and newest)
+        and (newest or file.exists() and not ended_before_saving(file))
+        and world.is_main
+    ):
         archive_run(out, log)
     if origin and trainer.state.step == 0:
         seq_len = trainer.model.config.seq_len
-        log(f"The model begins as {origin['name']}: its shape and its weights; its context is {seq_len:,}.")
+        log(
+            f"The model begins as {origin['name']}: its shape and its weights; its context is {seq_len:,}."
+        )
     if len(set(world.all_gather(trainer.state.step))) > 1:
         raise UserError(
             f"The processes do not find the same checkpoint in {out}: it must be on a disk that all of them share."
@@ -301,10 +402,20 @@ class Result:
 
 
 def train(
-    config: str | Path | Config, shards: str | Path = "data/shards", out: str | Path = "artifacts/checkpoints", *,
-    resume: bool = False, init_from: str | Path | None = None, device: str = "auto", progress: bool = True,
-    sampler: SampleFn | None = None, say: Log = print_message, command: str | None = None, verify: bool = True,
-    again: str | None = None, distributed: bool = True,
+    config: str | Path | Config,
+    shards: str | Path = "data/shards",
+    out: str | Path = "artifacts/checkpoints",
+    *,
+    resume: bool = False,
+    init_from: str | Path | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    sampler: SampleFn | None = None,
+    say: Log = print_message,
+    command: str | None = None,
+    verify: bool = True,
+    again: str | None = None,
+    distributed: bool = True,
 ) -> Result:
     """Train a model on a folder of shards, with checkpoints and log.jsonl in `out`.
 
@@ -316,7 +427,9 @@ def train(
     see that none has changed. distributed: under torchrun, all processes train one model. UserError
     for whatever the caller can fix."""
     if not str(out):
-        raise UserError("The folder for the checkpoints has no name: give one, such as artifacts/checkpoints.")
+        raise UserError(
+            "The folder for the checkpoints has no name: give one, such as artifacts/checkpoints."
+        )
     started, out, world = time.perf_counter(), Path(out), launched() if distributed else World()
     config = config if isinstance(config, Config) else load_config(config)
     where = pick_device(device, world.local_rank)
@@ -335,13 +448,23 @@ def train(
             last = run_to_end(start, out, metadata, progress, sampler, log, again, started)
         state = start.trainer.state
         return Result(
-            newest_checkpoint(out), state.step, round(state.tokens), last.get("loss", math.nan),
-            last.get("val_loss", math.nan), time.perf_counter() - started,
+            newest_checkpoint(out),
+            state.step,
+            round(state.tokens),
+            last.get("loss", math.nan),
+            last.get("val_loss", math.nan),
+            time.perf_counter() - started,
         )
 
 
 def run_to_end(
-    start: RunStart, out: Path, metadata: Mapping, progress: bool, sampler: SampleFn | None, log: Log, again: str,
+    start: RunStart,
+    out: Path,
+    metadata: Mapping,
+    progress: bool,
+    sampler: SampleFn | None,
+    log: Log,
+    again: str,
     started: float,
 ) -> dict:
     """Train, with every callback. Returns the newest value of everything that was logged."""
@@ -349,8 +472,16 @@ def run_to_end(
     run_log, saver = RunLog(out, log), SaveCheckpoints(out, start.tokenizer, metadata, log)
     signals = StopOnSignal(saver, log, again)
     callbacks: list[Callback] = [
-        run_log, Progress(progress, log), signals, LossSpikes(), StopOnNonFinite(out, again), TimeLimit(started, log),
-        OutOfMemory(signals), LostProcess(out, again), CompilerTrouble(), saver,
+        run_log,
+        Progress(progress, log),
+        LossSpikes(),
+        StopOnNonFinite(out, again),
+        TimeLimit(started, log),
+        signals,
+        OutOfMemory(signals),
+        LostProcess(out, again),
+        CompilerTrouble(),
+        saver,
     ]
     if start.val_data:
         callbacks.append(Validate(start.val_data))
@@ -359,8 +490,14 @@ def run_to_end(
     if trainer.parallel.world.size > 1:
         callbacks.append(WarmUpDDP())
     fit(
-        trainer.model, trainer.data, trainer.config, optimizers=trainer.optimizers, state=trainer.state,
-        callbacks=callbacks, dtype=trainer.dtype, parallel=trainer.parallel,
+        trainer.model,
+        trainer.data,
+        trainer.config,
+        optimizers=trainer.optimizers,
+        state=trainer.state,
+        callbacks=callbacks,
+        dtype=trainer.dtype,
+        parallel=trainer.parallel,
     )
     return run_log.last
 
@@ -379,11 +516,13 @@ class StageCache:
     def note(self, name: str, inputs: dict) -> None:
         """Remember that the stage was made from these inputs."""
         self.inputs[name] = inputs
-        with atomic_write(self.path, "w") as file: json.dump(self.inputs, file, indent=1)
+        with atomic_write(self.path, "w") as file:
+            json.dump(self.inputs, file, indent=1)
 
     def do(self, name: str, outputs: list[Path], inputs: dict, make: Callable[[], object]) -> None:
         """Do a stage, unless it is done."""
-        if self.unchanged(name, outputs, inputs): return self.say(f"{name}: {outputs[0]} is up to date")
+        if self.unchanged(name, outputs, inputs):
+            return self.say(f"{name}: {outputs[0]} is up to date")
         make()
         self.note(name, inputs)
 
@@ -404,8 +543,13 @@ def training_seconds(config: Config, shards: str | Path, steps: int) -> float:
     trainer = start_run(config, shards, pick_device("auto"), log=silent, verify=False).trainer
     watch, signals = Stopwatch(), StopOnSignal()
     fit(
-        trainer.model, trainer.data, trainer.config, optimizers=trainer.optimizers, state=TrainState(max_steps=4),
-        callbacks=[watch, signals, OutOfMemory(signals)], dtype=trainer.dtype,
+        trainer.model,
+        trainer.data,
+        trainer.config,
+        optimizers=trainer.optimizers,
+        state=TrainState(max_steps=4),
+        callbacks=[watch, signals, OutOfMemory(signals)],
+        dtype=trainer.dtype,
     )
     return steps * (watch.ends[-1] - watch.ends[0]) / 3  # the first is slower
 
@@ -413,19 +557,33 @@ def training_seconds(config: Config, shards: str | Path, steps: int) -> float:
 def time_needed(config: Config, shards: str | Path, done: Path | None) -> str:
     """What to expect of a training, in a sentence; `done`: the checkpoint that it goes on from."""
     steps = config.training.max_steps - (int(done.name.removeprefix("step-")) if done else 0)
-    seconds = min(training_seconds(config, shards, steps), 60 * config.training.max_minutes or math.inf)
+    seconds = min(
+        training_seconds(config, shards, steps), 60 * config.training.max_minutes or math.inf
+    )
     return f"Training takes about {duration(max(1.0, seconds))} on this machine."
 
 # %% ../nbs/92_pipeline.ipynb #5d220ff4
-def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,
-                   n_val: int = 500, fresh: bool = False, force: bool = False, sampler: SampleFn | None = None, progress: bool = True,
-                   say: Callable[[str], object] = print_message, command: str | None = None, again: str | None = None) -> Path:
+def train_on_tales(
+    config: str | Path | Config = "lesson",
+    root: str | Path = "artifacts/lesson",
+    *,
+    n_train: int = 10_000,
+    n_val: int = 500,
+    fresh: bool = False,
+    force: bool = False,
+    sampler: SampleFn | None = None,
+    progress: bool = True,
+    say: Callable[[str], object] = print_message,
+    command: str | None = None,
+    again: str | None = None,
+) -> Path:
     """From nothing to a model that tells tales: corpus, tokenizer, shards, training. Returns the checkpoint.
 
     Files: root/corpus.txt, val.txt, llm_spm.model, shards/, checkpoints/. A stage is done again only if what it is made
     from has changed (or if `fresh`); a training that was interrupted goes on. A text or a tokenizer that is not ours is replaced only
     with `force`. command, again: as in `train`."""
-    if not str(root): raise UserError("The folder for all this has no name: give one, such as artifacts/demo.")
+    if not str(root):
+        raise UserError("The folder for all this has no name: give one, such as artifacts/demo.")
     again = again or "the same call" + " without fresh=True" * fresh
     root, config = Path(root), config if isinstance(config, Config) else load_config(config)
     corpus, val, model = root / "corpus.txt", root / "val.txt", root / "llm_spm.model"
@@ -434,49 +592,101 @@ def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "a
     def learn_vocabulary() -> None:
         check_ours(model, force)
         learned = train_tokenizer(Corpus(corpus, "line"), config.model.vocab_size)
-        with write_ours(model, what="a tokenizer", force=force) as file: file.write(learned.model)
+        with write_ours(model, what="a tokenizer", force=force) as file:
+            file.write(learned.model)
 
     with folder_lock(root, wait=True):
         stages = StageCache(root / "stages.json", fresh, say)
-        stages.do("corpus", [corpus, val], {"n_train": n_train, "n_val": n_val, "grammar": sample_tales(0, 3)},
-                  lambda: write_tales_corpus(root, n_train, n_val, force=force))
-        stages.do("tokenizer", [model], {"vocab_size": config.model.vocab_size, "corpus": file_sha256(corpus)},
-                  learn_vocabulary)
-        stages.do("shards", [shards / "manifest.json"],
-                  {**{path.name: file_sha256(path) for path in (model, corpus, val)}, "seq_len": config.model.seq_len,
-                   "format": [field.name for field in fields(Shard)]},
-                  lambda: write_shards(Corpus(corpus, "line"), Tokenizer.load(model), shards,
-                                       val_documents=Corpus(val, "line"), seq_len=config.model.seq_len))
-        inputs = {"config": asdict(config), "shards": file_sha256(shards / "manifest.json"), "format": FORMAT}
+        stages.do(
+            "corpus",
+            [corpus, val],
+            {"n_train": n_train, "n_val": n_val, "grammar": sample_tales(0, 3)},
+            lambda: write_tales_corpus(root, n_train, n_val, force=force),
+        )
+        stages.do(
+            "tokenizer",
+            [model],
+            {"vocab_size": config.model.vocab_size, "corpus": file_sha256(corpus)},
+            learn_vocabulary,
+        )
+        stages.do(
+            "shards",
+            [shards / "manifest.json"],
+            {
+                **{path.name: file_sha256(path) for path in (model, corpus, val)},
+                "seq_len": config.model.seq_len,
+                "format": [field.name for field in fields(Shard)],
+            },
+            lambda: write_shards(
+                Corpus(corpus, "line"),
+                Tokenizer.load(model),
+                shards,
+                val_documents=Corpus(val, "line"),
+                seq_len=config.model.seq_len,
+            ),
+        )
+        inputs = {
+            "config": asdict(config),
+            "shards": file_sha256(shards / "manifest.json"),
+            "format": FORMAT,
+        }
         resume = stages.unchanged("begun", [], inputs)
         stages.note("begun", inputs)
         if not stages.unchanged("training", [out / "latest"], inputs):
             say(time_needed(config, shards, newest_checkpoint(out) if resume else None))
-        stages.do("training", [out / "latest"], inputs,
-                  lambda: train(config, shards, out, resume=resume, progress=progress, sampler=sampler, say=say, command=command,
-                                again=again, distributed=False))
+        stages.do(
+            "training",
+            [out / "latest"],
+            inputs,
+            lambda: train(
+                config,
+                shards,
+                out,
+                resume=resume,
+                progress=progress,
+                sampler=sampler,
+                say=say,
+                command=command,
+                again=again,
+                distributed=False,
+            ),
+        )
         return newest_checkpoint(out)
 
 # %% ../nbs/92_pipeline.ipynb #fc960e32
 def sample_text(model: object, tokenizer: object) -> str:
     "The sample that training shows now and then: 60 tokens of a document's beginning."
     from llm_course.sampling import write
-    return visible(write(model, tokenizer, "", max_new_tokens=60, temperature=0.8, seed=0, say=None)[0])
+
+    return visible(
+        write(model, tokenizer, "", max_new_tokens=60, temperature=0.8, seed=0, say=None)[0]
+    )
 
 # %% ../nbs/92_pipeline.ipynb #ecf9aa6b
-def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Path, force: bool = False) -> None:
+def draw_losses(
+    log: list[dict], tokens_per_byte: float, floor: float, path: Path, force: bool = False
+) -> None:
     "A picture of training and validation loss in bits per byte, with the corpus's entropy as the floor."
     from llm_course.files import write_ours
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o-")):
-        points = [(line["step"], line[key] / math.log(2) * tokens_per_byte) for line in log if line.get(key) is not None]
+        points = [
+            (line["step"], line[key] / math.log(2) * tokens_per_byte)
+            for line in log
+            if line.get(key) is not None
+        ]
         axes.plot(*zip(*points), style, label=label, markersize=4, linewidth=1.2)
-    axes.axhline(floor, color="black", linestyle="--", linewidth=1, label=f"the tales' entropy: {floor:.3f}")
-    axes.set(xlabel="step", ylabel="bits per byte", yscale="log", title="What is left above the floor")
+    axes.axhline(
+        floor, color="black", linestyle="--", linewidth=1, label=f"the tales' entropy: {floor:.3f}"
+    )
+    axes.set(
+        xlabel="step", ylabel="bits per byte", yscale="log", title="What is left above the floor"
+    )
     axes.set_yticks(ticks := [4, 2, 1, 0.5, 0.25, 0.125], [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.legend(frameon=False)
@@ -484,7 +694,11 @@ def draw_losses(log: list[dict], tokens_per_byte: float, floor: float, path: Pat
         figure.savefig(file, dpi=120, format=path.suffix[1:])
 
 # %% ../nbs/92_pipeline.ipynb #demo0001
-CAREFUL = {"temperature": 1.0, "min_p": 0.5, "repetition_penalty": 1.1}  # no far-fetched word, and none again without need
+CAREFUL = {
+    "temperature": 1.0,
+    "min_p": 0.5,
+    "repetition_penalty": 1.1,
+}  # no far-fetched word, and none again without need
 
 
 STORIES = 200  # of the model's own are judged
@@ -493,7 +707,17 @@ STORIES = 200  # of the model's own are judged
 def own_stories(checkpoint: object, **sampler: float) -> list[str]:
     "The model's STORIES, always the same; written CAREFUL, but for what `sampler` sets."
     from llm_course.sampling import write
-    return write(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampler, seed=0, n_samples=STORIES, say=None)
+
+    return write(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        "Once upon a time",
+        600,
+        **CAREFUL | sampler,
+        seed=0,
+        n_samples=STORIES,
+        say=None,
+    )
 
 # %% ../nbs/92_pipeline.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 97 in the median run with 5.3 or more
@@ -505,5 +729,7 @@ def more_time(checkpoint: object, seen: int) -> str | None:
     if not training.max_minutes or checkpoint.step >= training.max_steps or seen > 0.8 * ENOUGH:
         return None
     minutes = math.ceil(training.max_minutes * ENOUGH / seen)
-    return (f"This machine had time for {seen:,} tokens, and good stories take about {ENOUGH:,}: "
-            f"the same command with --max_minutes {minutes} trains for so long.")
+    return (
+        f"This machine had time for {seen:,} tokens, and good stories take about {ENOUGH:,}: "
+        f"the same command with --max_minutes {minutes} trains for so long."
+    )

@@ -37,8 +37,12 @@ class Parallel:
 
 # %% ../nbs/32_training.ipynb #21bc4b47
 def forward_backward(
-    model: nn.Module, x: Tensor, y: Tensor, micro_batch_size: int,
-    dtype: torch.dtype = torch.float32, parallel: Parallel = Parallel(),
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    micro_batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    parallel: Parallel = Parallel(),
 ) -> Tensor:
     """Add the gradient of the mean loss on a batch x, y (B, T) to the parameters. Returns the loss.
 
@@ -58,8 +62,14 @@ def forward_backward(
 
 # %% ../nbs/32_training.ipynb #133606cb
 def train_step(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], x: Tensor, y: Tensor, *,
-    micro_batch_size: int, grad_clip: float = 1.0, dtype: torch.dtype = torch.float32,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    x: Tensor,
+    y: Tensor,
+    *,
+    micro_batch_size: int,
+    grad_clip: float = 1.0,
+    dtype: torch.dtype = torch.float32,
     parallel: Parallel = Parallel(),
 ) -> tuple[float, float]:
     """One optimizer step on a batch x, y (B, T).
@@ -97,7 +107,7 @@ class TrainState:
         """Whether what happens every so many steps, and at the end, happens after this step."""
         return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
-
+# %% ../nbs/32_training.ipynb #063a4fs1
 class Callback:
     """What `fit` calls at its turning points. A subclass overrides what it needs."""
 
@@ -149,7 +159,13 @@ class Trainer:
         # to give the same batch for the same state, or a resumed run differs.
         config, state, world = self.config, self.state, self.parallel.world
         ids = get_batch(
-            self.data, state.step, config.batch_size, config.seed, world.rank, world.size, state.sequences
+            self.data,
+            state.step,
+            config.batch_size,
+            config.seed,
+            world.rank,
+            world.size,
+            state.sequences,
         )
         device = next(self.model.parameters()).device
         return torch.as_tensor(ids[0], device=device), torch.as_tensor(ids[1], device=device)
@@ -160,10 +176,18 @@ class Trainer:
         self.lr = learning_rate(state.step, config, state.max_steps)
         set_learning_rate(self.optimizers, self.lr)
         self.loss, self.grad_norm = train_step(
-            self.forward or self.model, self.optimizers, *self.batch(), micro_batch_size=self.micro_batch_size,
-            grad_clip=config.grad_clip, dtype=self.dtype, parallel=self.parallel,
+            self.forward or self.model,
+            self.optimizers,
+            *self.batch(),
+            micro_batch_size=self.micro_batch_size,
+            grad_clip=config.grad_clip,
+            dtype=self.dtype,
+            parallel=self.parallel,
         )
-        finite, tokens = math.isfinite(self.loss + self.grad_norm), config.batch_size * self.data.mean_length
+        finite, tokens = (
+            math.isfinite(self.loss + self.grad_norm),
+            config.batch_size * self.data.mean_length,
+        )
         state.step += 1
         state.sequences += config.batch_size
         state.tokens += tokens
@@ -183,9 +207,15 @@ class Trainer:
 
 # %% ../nbs/32_training.ipynb #32fit001
 def fit(
-    model: nn.Module, data: TokenDataset, config: TrainingConfig, *,
-    optimizers: list[torch.optim.Optimizer] | None = None, state: TrainState | None = None,
-    callbacks: Sequence[Callback] = (), dtype: torch.dtype = torch.float32, parallel: Parallel = Parallel(),
+    model: nn.Module,
+    data: TokenDataset,
+    config: TrainingConfig,
+    *,
+    optimizers: list[torch.optim.Optimizer] | None = None,
+    state: TrainState | None = None,
+    callbacks: Sequence[Callback] = (),
+    dtype: torch.dtype = torch.float32,
+    parallel: Parallel = Parallel(),
 ) -> Trainer:
     """Train `model` on `data` from `state.step` to `state.max_steps`: by default from 0 to the config's.
 
@@ -202,7 +232,10 @@ def fit(
                 trainer.log(skipped=state.skipped)
             elif state.step == 1 or state.due(config.log_every):
                 trainer.log(
-                    loss=trainer.loss, lr=trainer.lr, grad_norm=trainer.grad_norm, tokens=round(state.tokens),
+                    loss=trainer.loss,
+                    lr=trainer.lr,
+                    grad_norm=trainer.grad_norm,
+                    tokens=round(state.tokens),
                     tokens_per_second=round(trainer.tokens_per_second),
                 )
                 trainer.step_seconds.clear()
@@ -217,8 +250,13 @@ def fit(
 # %% ../nbs/32_training.ipynb #32valid1
 @torch.no_grad()
 def validate(
-    model: nn.Module, data: TokenDataset, n_sequences: int, *, batch_size: int,
-    dtype: torch.dtype = torch.float32, world: World = World(),
+    model: nn.Module,
+    data: TokenDataset,
+    n_sequences: int,
+    *,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    world: World = World(),
 ) -> float:
     """Mean loss in nats per token on `n_sequences` sequences of `data`, always the same ones."""
     device = next(model.parameters()).device
@@ -232,7 +270,7 @@ def validate(
     mean = world.all_reduce_mean(torch.tensor(total, device=device)).item()
     return mean * world.size / int(data.lengths(chosen).sum())
 
-
+# %% ../nbs/32_training.ipynb #32valis1
 class Validate(Callback):
     """Logs the validation loss every `eval_every` steps."""
 
@@ -248,8 +286,12 @@ class Validate(Callback):
         """Validate, if it is time for it."""
         if trainer.state.due(trainer.config.eval_every):
             loss = validate(
-                trainer.model, self.data, trainer.config.eval_sequences, dtype=trainer.dtype,
-                batch_size=trainer.micro_batch_size, world=trainer.parallel.world,
+                trainer.model,
+                self.data,
+                trainer.config.eval_sequences,
+                dtype=trainer.dtype,
+                batch_size=trainer.micro_batch_size,
+                world=trainer.parallel.world,
             )
             trainer.log(val_loss=loss)
 
@@ -265,10 +307,17 @@ def read_log(path: str | Path) -> list[dict]:
         entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for number, entry in enumerate(entries, 1):
             known = isinstance(entry, dict)
-            losses = [entry[name] for name in ("loss", "val_loss") if name in entry] if known else [None]
-            sound = [isinstance(loss, float) or (isinstance(loss, int) and abs(loss) < 1e9) for loss in losses]
+            losses = (
+                [entry[name] for name in ("loss", "val_loss") if name in entry] if known else [None]
+            )
+            sound = [
+                isinstance(loss, float) or (isinstance(loss, int) and abs(loss) < 1e9)
+                for loss in losses
+            ]
             if not all(sound) or type(entry.get("step")) is not int:
                 raise ValueError(f"line {number} has no step, or a loss that is no number")
         return entries
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as a log: {error}. Move it away, to go on without it.") from error
+        raise UserError(
+            f"{path} cannot be read as a log: {error}. Move it away, to go on without it."
+        ) from error

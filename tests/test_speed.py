@@ -92,13 +92,12 @@ def test_a_rehearsal_is_the_step_itself(fields: dict):
     optimizers = make_optimizers(model, config.training, dtype)
     ids = torch.randint(config.model.vocab_size, (4, config.model.seq_len))
     size = config.training.micro_batch_size or 4
-    autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
-    accumulate(model, ids, ids, size, autocast)
+    forward_backward(model, ids, ids, size, dtype)
     for optimizer in optimizers: optimizer.step()
     if size == 4: model.zero_grad()
     state = [t for optimizer in optimizers for means in optimizer.state.values() for t in means.values()]
     for t in [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None), *state]: ledger.enter(t, "held")
-    with ledger: accumulate(model, ids[:size], ids[:size], size, autocast)
+    with ledger: forward_backward(model, ids[:size], ids[:size], size, dtype)
     assert ledger.peak.total() == pytest.approx(sum(played.memory.values()), abs=2000 + ids.nbytes)
     assert played.memory["weights"] == sum(p.nbytes for p in model.parameters()) == 4 * config.model.n_params
 

@@ -1,4 +1,5 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
+import contextlib
 import copy
 import hashlib
 import json
@@ -27,6 +28,7 @@ from llm_course.config import load_config
 from llm_course.kernels import is_compiled
 from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
 from llm_course.files import UserError, folder_lock
+from llm_course.gpt import GPT
 from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
 from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
 from llm_course.packing import batch_indices
@@ -35,7 +37,7 @@ from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_mic
 from llm_course.shards import TokenDataset, with_checksum, write_shards
 from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import Callback, Trainer, TrainState, read_log
+from llm_course.training import Callback, Trainer, TrainState, fit, read_log
 
 CPU = torch.device("cpu")
 
@@ -102,6 +104,41 @@ def equal(a, b) -> bool:
 def told(path: Path) -> list[dict]:
     """A log without what a clock decides."""
     return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in read_log(path)]
+
+
+# The plain loop
+
+@pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0, "micro_batch_size": 3, "document_aligned": True}], ids=str)
+def test_the_plain_loop_learns_what_a_whole_run_learns(fields, shards, tmp_path):
+    """`fit` by itself, with no callback, ends with the weights of `train`, which has all of them: to the bit."""
+    config = tiny(shards, max_steps=8, **fields)
+    torch.manual_seed(config.training.seed)
+    model, data = GPT(config.model), TokenDataset(shards, seq_len=config.model.seq_len, document_aligned=config.training.document_aligned)
+    trainer = fit(model, data, config.training)
+    whole = load_file(run_quietly(config, shards, tmp_path).checkpoint / "model.safetensors")
+    assert trainer.state.step == 8 and all(torch.equal(p, whole[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("raises, ends", [(False, ["start", "log", "step", "step", "log", "step", "end"]),
+                                          (True, ["start", "log", "step", "step", "exception", "end"])])
+def test_callbacks_are_told(raises, ends, shards):
+    """In this order, whatever ends the run; and the exception goes on its way."""
+    events = []
+
+    class Record(Callback):
+        on_fit_start = lambda self, trainer: events.append("start")
+        on_log = lambda self, trainer, entry: events.append("log")
+        on_exception = lambda self, trainer, error: events.append("exception")
+        on_fit_end = lambda self, trainer: events.append("end")
+
+        def on_step_end(self, trainer: Trainer) -> None:
+            events.append("step")
+            if raises and trainer.state.step == 2: raise PowerCut
+
+    run = begin(shards, max_steps=3, log_every=3)
+    with pytest.raises(PowerCut) if raises else contextlib.nullcontext():
+        fit(run.model, run.data, run.config, callbacks=[Record()])
+    assert events == ends
 
 
 # Resume
@@ -216,6 +253,32 @@ def test_resume_says_that_the_text_is_another(shards, tmp_path):
         said = []
         run_quietly(tiny(shards, max_steps=2 + n), folder, tmp_path / "out", resume=True, say=said.append)
         assert sum("another text than before: documents 380 → 390" in line for line in said) == n, said
+
+
+def as_before(folder: Path) -> None:
+    """Make a checkpoint what the format before would have saved: fields under the names that they had."""
+    names = {today: before for before, today in {**RENAMED_FIELDS, **RENAMED_STATE}.items()}
+    back = lambda values: {names.get(name, name): value for name, value in values.items()}
+    data = torch_bytes(back(torch.load(folder / "trainer.pt", weights_only=True)))
+    (folder / "trainer.pt").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["trainer.pt"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest |= {"format": FORMAT_BEFORE, "config": {part: back(values) for part, values in manifest["config"].items()}}
+    (folder / "manifest.json").write_bytes(json_bytes(with_checksum(manifest)))
+
+
+def test_a_checkpoint_of_the_format_before_opens_and_goes_on(shards, tmp_path):
+    """Under today's names, with nothing said to have changed, and to the same bits."""
+    config = tiny(shards, max_steps=4, save_every=2, muon_lr_scale=7.0, embedding_lr_scale=3.0, document_aligned=True)
+    whole = run_quietly(config, shards, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "older", symlinks=True)
+    shutil.rmtree(tmp_path / "older" / "step-000004")
+    as_before(tmp_path / "older" / "step-000002")
+    assert load_verified(tmp_path / "older").config == config
+    said = []
+    resumed = run_quietly(config, shards, tmp_path / "older", resume=True, say=said.append)
+    same_files(resumed.checkpoint, whole.checkpoint)
+    assert not any("Changed since" in line for line in said)
 
 
 def test_resume_refuses_another_model(shards, tmp_path):

@@ -1,4 +1,4 @@
-"""Answers to the exercise of 30_optim, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 30_descent, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def adamw_step(w, gradient, mean, square, step, lr, beta1, beta2, eps, decay):
