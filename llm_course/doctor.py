@@ -31,7 +31,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .files import UserError, duration, locked, quantity, read_json
+from filelock import FileLock, Timeout
+
+from .files import UserError, duration, folder_lock, quantity, read_json
 from .preparation import usable_processors
 from .shards import Manifest, TokenDataset, read_index
 from .tokenizer import Tokenizer
@@ -484,8 +486,12 @@ def try_folder(folder: Path, size: int = 2**20) -> bool:
             file.flush()
             os.fsync(file.fileno())
         path = path.rename(path.with_name("b"))
-        with open(path, "a") as first, open(path, "a") as second:
-            return locked(first) and not locked(second)
+        with FileLock(path):
+            try:
+                FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                return True
+        return False
 
 
 def let_write(path: Path) -> str:
@@ -513,9 +519,11 @@ def check_folders(places: RunPaths) -> Iterator[Finding]:
     yield from bad or [Finding("folders", "fine", f"{' and '.join(map(str, folders))} can be written, renamed and locked in.")]
     lock = Path(places.checkpoints) / ".lock"
     if lock.exists() and os.access(lock, os.W_OK):
-        with open(lock, "a") as file:
-            if not locked(file):
-                yield Finding("folders", "note", f"A run is writing to {places.checkpoints} now.")
+        try:
+            with folder_lock(lock.parent):
+                pass
+        except UserError:
+            yield Finding("folders", "note", f"A run is writing to {places.checkpoints} now.")
 
 
 def folder_faults(folder: Path) -> Iterator[Finding]:

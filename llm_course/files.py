@@ -4,8 +4,8 @@
 __all__ = ['SECONDS', 'RECORD', 'MAX_JSON', 'UserError', 'did_you_mean', 'quantity', 'duration', 'sync_folder',
            'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
            'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
-           'message_stream', 'print_message', 'visible', 'read_json', 'write_synced', 'write_folder', 'folder_lock',
-           'locked']
+           'message_stream', 'print_message', 'visible', 'read_json', 'record', 'write_synced', 'write_folder',
+           'folder_lock']
 
 # %% ../nbs/10_files.ipynb #10import
 import difflib
@@ -18,12 +18,12 @@ import re
 import shutil
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO
 
 # %% ../nbs/10_files.ipynb #ca4aa0ac
 class UserError(Exception):
@@ -345,6 +345,20 @@ def read_json(path: str | Path) -> dict:
     if not isinstance(found, dict): raise UserError(f"{path} holds no JSON object: it must look like {{\"model\": {{…}}}}.")
     return found
 
+# %% ../nbs/10_files.ipynb #reco0002
+def record(cls: type, raw: dict, where: str | Path, how: str = "") -> object:
+    """The dataclass `cls` from a JSON object; `UserError` names a field that is missing or of another type.
+
+    A field with a default may be missing: earlier versions had fewer. `how` the file can be made good again."""
+    known = [field for field in fields(cls) if field.name in raw or field.default is MISSING]
+    for field in known:
+        value = raw.get(field.name)
+        if field.type in (int, str) and type(value) is not field.type:
+            kind = {int: "a whole number", str: "a string"}[field.type]
+            hint = f"; {how}" if how else ""
+            raise UserError(f"{where}: `{field.name}` should be {kind}, not {value!r}{hint}.")
+    return cls(**{field.name: raw[field.name] for field in known})
+
 # %% ../nbs/10_files.ipynb #fold0001
 def write_synced(path: Path, data: bytes | memoryview) -> None:
     """Write a file and wait until the disk has it."""
@@ -370,30 +384,22 @@ def write_folder(folder: Path, contents: Mapping[str, bytes | memoryview]) -> No
 # %% ../nbs/10_files.ipynb #lock0001
 @contextmanager
 def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Within it, no other process can claim `folder`: it waits, or gets a UserError.
+    """Within it, no other process can lock `folder`: it waits, or gets a UserError.
 
-    The claim ends with the process, however that ends."""
+    The lock ends with the process, however that ends. A file system that knows no locks keeps nobody out."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(Path(folder) / ".lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=-1 if wait else 0, poll_interval=0.5)
+    except Timeout:
+        raise UserError(f"Another run is writing to {folder}: wait for it, or choose another --out.") from None
+    except NotImplementedError:
+        pass
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
-    with file:
-        while not locked(file):
-            if not wait: raise UserError(f"Another run is writing to {folder}: wait for it, or choose another --out.")
-            time.sleep(0.5)
-        yield
-
-
-def locked(file: TextIO) -> bool:
-    """Whether this process now holds the lock of an open file. Where a file system knows no locks, it does."""
     try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-    return True
+        yield
+    finally:
+        lock.release()

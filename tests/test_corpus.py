@@ -1,14 +1,17 @@
 "Readers, the split and atomic files: what users bring, and what breaks."
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE, ROOT
 from hypothesis import given, settings, strategies as st
 
 from llm_course.corpus import Corpus, between, held_out, normalized, write_tales_corpus
-from llm_course.files import UserError, atomic_write, did_you_mean
+from llm_course.files import UserError, atomic_write, did_you_mean, folder_lock
 from llm_course.tales import check_tale
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1).filter(
@@ -233,3 +236,18 @@ def test_atomic_write_lets_other_errors_through(tmp_path):
 
 def test_did_you_mean():
     assert did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?" and did_you_mean("x", ["abc"]) == ""
+
+
+def test_a_folder_is_locked_until_its_process_ends(tmp_path):
+    "A second process is refused while the first holds the folder, also if that is killed in the end; then the folder is free."
+    code = ("from llm_course.files import folder_lock; from pathlib import Path\n"
+            f"with folder_lock(Path({str(tmp_path / 'run')!r})): print(1, flush=True), input()")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(UserError, match="Another run is writing to"), folder_lock(tmp_path / "run"):
+            pass
+        other.kill()
+        other.wait(PATIENCE)
+    with folder_lock(tmp_path / "run"):
+        pass

@@ -224,7 +224,7 @@ def test_what_there_is_no_time_to_read_is_said(run: Path):
 def test_a_run_that_is_writing_is_seen(run: Path):
     "While another process holds the folder, the doctor says so."
     code = ("from llm_course.files import folder_lock; from pathlib import Path\n"
-            f"with claimed(Path({str(CHECKPOINTS)!r})): print(1, flush=True), input()")
+            f"with folder_lock(Path({str(CHECKPOINTS)!r})): print(1, flush=True), input()")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=run, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
