@@ -70,7 +70,7 @@ class Facts:
     @property
     def tales(self) -> bool:
         "Whether the documents of the evaluation are all tales of the built-in grammar."
-        return self.evaluation is not None and self.evaluation.floor_bits is not None
+        return self.evaluation is not None and self.evaluation.entropy_bits is not None
 
 # %% ../nbs/71_model_card.ipynb #b55bcff5
 def without_place(word: str) -> str:
@@ -244,7 +244,7 @@ def evaluation_section(facts: Facts) -> str:
             (MEASURES["perplexity"], f"{found.perplexity:.3f}")]
     gap = ""
     if facts.tales:
-        rows += [("entropy of the text, bits per byte", f"{found.floor_bits_per_byte:.4f}"), ("gap", f"{100 * found.gap:.1f} %")]
+        rows += [("entropy of the text, bits per byte", f"{found.entropy_bits_per_byte:.4f}"), ("gap", f"{100 * found.gap:.1f} %")]
         gap = " The gap is how many bits the model pays above the entropy of the text, as a share of it."
     return f"""## Evaluation
 

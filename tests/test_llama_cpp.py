@@ -21,7 +21,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="`make test-llama` builds ll
 pytest.importorskip("gguf", reason="the extra `sharing` brings it")
 
 from llm_course.config import ModelConfig; from llm_course.gpt import GPT  # noqa: E402
-from llm_course.sampling import generate  # noqa: E402
+from llm_course.generation import generate  # noqa: E402
 from conftest import PATIENCE, course, fine  # noqa: E402
 from llm_course.gguf import write_gguf  # noqa: E402
 from llm_course.tokenizer import SPACE, Tokenizer  # noqa: E402
