@@ -872,7 +872,7 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         text = open_measured(source, documents, errors) if source or usual_measure() else None
         if text is None:
             speak("There is no text to measure on: the card says that nothing was measured.")
-        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license,
+        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], log=speak, name=name, license=license,
                                    force=force)
         made = sorted(folder.iterdir())
     click.echo(format_table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))

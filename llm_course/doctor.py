@@ -28,6 +28,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from packaging.specifiers import SpecifierSet
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,7 +41,6 @@ from llm_course.checkpoint import (
 )
 from llm_course.numerics import (
     literal, python, requirements, set_variable, shell, torch_wanted, ways_on, ways_on_cpu,
-    within,
 )
 from llm_course.device import (
     matmul_rate, memory, pick_device, pick_precision, processor_name, threads,
@@ -77,7 +77,7 @@ def check_packages(places: Places) -> Iterator[Finding]:
     for name, bounds, extra in requirements():
         try:
             version = importlib.metadata.version(name)
-            if not within(version, bounds) and name not in seen:
+            if not SpecifierSet(bounds).contains(version, prereleases=True) and name not in seen:
                 bad.append((f"{name} is {version}, not {bounds}", name + bounds))
         except importlib.metadata.PackageNotFoundError:
             if extra == "":

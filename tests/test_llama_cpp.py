@@ -51,7 +51,7 @@ class Pair:
 
     def file(self, dtype: str) -> Path:
         path = self.folder / f"{dtype}.gguf"
-        return path if path.exists() else write_gguf(self.checkpoint, path, dtype, say=lambda line: None)
+        return path if path.exists() else write_gguf(self.checkpoint, path, dtype, log=lambda line: None)
 
     def opened(self, dtype: str = "f32") -> "llama_cpp.Llama":
         """llama.cpp with the file, on one thread, every logit kept and its KV cache in float32.
