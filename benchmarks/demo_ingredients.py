@@ -50,7 +50,7 @@ def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Pa
     speeds = [entry["tokens_per_second"] for entry in log if "tokens_per_second" in entry]
     tales = list(Corpus(val, "line"))[:100]
     found = evaluation.evaluate(checkpoint.model, checkpoint.tokenizer, tales)
-    return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.floor_bits) / len(tales), "gap": found.gap,
+    return {"row": row, "seed": seed, "excess_bits_per_tale": (found.bits - found.entropy_bits) / len(tales), "gap": found.gap,
             "tokens_per_second": middle(speeds)}
 
 

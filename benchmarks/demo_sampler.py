@@ -23,9 +23,9 @@ ROWS = [  # of these three
 
 def found(stories: list[str]) -> dict[str, float]:
     """The share of stories that are right, and how many different words they have."""
-    from llm_course.grading import judge
+    from llm_course.grading import grade
 
-    return {"right": judge(stories).right, "words": len({word for story in stories for word in re.findall(r"\w+", story)})}
+    return {"right": grade(stories).valid, "words": len({word for story in stories for word in re.findall(r"\w+", story)})}
 
 
 def measure(checkpoints: list[str]) -> list[dict]:

@@ -27,16 +27,17 @@ LOOKUPS = {  # what a tale tells early and needs late: what stands before the wo
 
 
 def run_seed(seed: int, steps: int, threads: int, settings: dict[str, str], root: Path) -> dict:
-    """Train from one seed here, in this process; judge the model by held-out tales, its own stories, and each lookup."""
-    from llm_course import evaluation
+    """Train from one seed here, in this process; grade the model by held-out tales, its own stories, and each lookup."""
     from llm_course.corpus import Corpus
+    from llm_course.evaluation import evaluate
+    from llm_course.grading import grade
     from llm_course.tales import sample_tales
 
     checkpoint, _ = trained(steps, seed, threads, root / "shards", settings)
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    gap = evaluation.evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
+    gap = evaluate(model, tokenizer, list(Corpus(root / "val.txt", "line"))).gap
     tales = sample_tales(seed=1_000_003, n=400)
-    return {"seed": seed, "gap": gap, "right": evaluation.judge(own_stories(checkpoint)).right,
+    return {"seed": seed, "gap": gap, "right": grade(own_stories(checkpoint)).valid,
             "sure": {name: sure(model, tokenizer, tales, *lookup) for name, lookup in LOOKUPS.items()}}
 
 

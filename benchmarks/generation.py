@@ -56,12 +56,13 @@ def random_model(config: str):
 
 def our_writer(row: str, config: str) -> Callable[[list[int], int, int], object]:
     """Our `generate`: (prompt, samples, new tokens) are written."""
-    from llm_course.sampling import generate
+    from llm_course.decoding import fast_engine
     from llm_course.device import pick_device
+    from llm_course.generation import PlainEngine, generate
 
     model = random_model(config).to(pick_device()).eval()
-    options = {"use_cache": False} if row == NO_CACHE else {"precision": OURS[row]}
-    return lambda prompt, samples, new: generate(model, prompt, new, temperature=0, n_samples=samples, **options)
+    engine = partial(PlainEngine, use_cache=False) if row == NO_CACHE else partial(fast_engine, precision=OURS[row])
+    return lambda prompt, samples, new: generate(model, prompt, new, temperature=0, n_samples=samples, engine=engine)
 
 
 def their_writer(row: str, folder: Path) -> Callable[[list[int], int, int], object]:

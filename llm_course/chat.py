@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from .files import visible
@@ -33,7 +34,7 @@ class Chat:
 
     def __init__(self, checkpoint: object, seed: int | None, settings: dict[str, float], options: list[click.Parameter],
                  keyboard: bool) -> None:
-        self.checkpoint, self.options, self.keyboard, self.draft, self.notes, self.stopped = checkpoint, keyboard, None, [], False
+        self.checkpoint, self.options, self.keyboard, self.session, self.notes, self.stopped = checkpoint, keyboard, None, [], False
         self.settings = settings | {"seed": random.randrange(2**31) if seed is None else seed}
         self.verbs = {name: getattr(self, name) for name in ("again", "check", "save", "help", "quit")}
 
@@ -43,7 +44,7 @@ class Chat:
         word, _, value = line.strip().partition(" ")
         name = word[1:].replace("-", "_")
         if not word:
-            self.go_on() if self.draft and not self.draft.ended else self.begin("")
+            self.go_on() if self.session and not self.session.ended else self.begin("")
         elif not line.startswith("/") or line.startswith("//"):
             self.begin(line.removeprefix("/"))
         elif name in self.verbs:
@@ -58,53 +59,56 @@ class Chat:
     def change(self, name: str, value: str) -> None:
         "Set what a flag sets, from the next text on; without a value, say what it is."
         from llm_course.files import UserError
-        from llm_course.sampling import Sampler
+        from llm_course.sampling import SamplingParams
         option = next(option for option in self.options if option.name == name)
         try:
             changed = self.settings | ({name: option.type.convert(value, option, None)} if value else {})
         except click.BadParameter as error:
             raise UserError(f"/{name}: {error.message}") from None
-        Sampler(**{field.name: changed[field.name] for field in fields(Sampler)})  # refuses what the type lets pass, such as nan
+        SamplingParams(**{field.name: changed[field.name] for field in fields(SamplingParams)})  # refuses what the type lets pass, such as nan
         self.settings = changed
         click.echo(f"{name} {self.settings[name]}", err=True)
 
     def begin(self, prompt: str) -> None:
         "A new text. Each takes the next seed, as the samples of `generate` do."
-        from llm_course.sampling import TextSession
+        from llm_course.decoding import fast_engine
+        from llm_course.generation import TextSession
         check_prompt(self.checkpoint, prompt)
-        options = {name: value for name, value in self.settings.items() if name != "max_new_tokens"}
-        self.draft = TextSession(self.checkpoint.model, self.checkpoint.tokenizer, prompt, say=self.notes.append, **options)
+        options = {name: value for name, value in self.settings.items() if name not in ("max_new_tokens", "precision")}
+        engine = partial(fast_engine, precision=self.settings["precision"])
+        self.session = TextSession(self.checkpoint.model, self.checkpoint.tokenizer, prompt, engine=engine, log=self.notes.append, **options)
         self.seed, self.settings["seed"] = self.settings["seed"], self.settings["seed"] + 1
         self.go_on(prompt)
 
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
+        from llm_course.pipeline import visible
         self.stopped, lines = False, LineBreaker(columns(sys.stdout))
         try:
-            for piece in itertools.chain([shown], self.draft.write(self.settings["max_new_tokens"])):
+            for piece in itertools.chain([shown], self.session.generate(self.settings["max_new_tokens"])):
                 click.echo(lines.add(visible(piece)), nl=False)
                 if self.stopped:
                     break
         except Exception:
-            self.draft.ended = True  # what broke does not go on
+            self.session.ended = True  # what broke does not go on
             raise
         finally:
             click.echo(lines.rest())
         while self.notes:
             speak(f"({self.notes.pop()})", err=True)
         if self.keyboard:
-            click.echo(f"(seed {self.seed}: {'the end' if self.draft.ended else 'an empty line goes on'})", err=True)
+            click.echo(f"(seed {self.seed}: {'the end' if self.session.ended else 'an empty line goes on'})", err=True)
 
     def stop(self, *_: object) -> None:
         "What Ctrl-C does to a text that is being written: after the next token there is none."
         self.stopped = True
 
     def last(self) -> object:
-        "The draft that was written last."
+        "The text that was written last."
         from llm_course.files import UserError
-        if self.draft is None:
+        if self.session is None:
             raise UserError("there is no text yet: type how one begins.")
-        return self.draft
+        return self.session
 
     def again(self, _: str) -> None:
         "The last prompt with the next seed."

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FILES', 'FORMAT', 'model_files', 'json_bytes', 'torch_bytes', 'trainer_state', 'restore_state',
-           'save_checkpoint', 'step_folders', 'newest_checkpoint', 'prune', 'is_checkpoint', 'remove', 'point_latest',
-           'refuse_other_latest', 'make_manifest', 'environment', 'Checkpoint', 'check_tokenizer', 'find_checkpoint',
-           'is_foreign_checkpoint', 'load_checkpoint', 'restore']
+           'make_manifest', 'environment', 'save_checkpoint', 'step_folders', 'newest_checkpoint', 'prune',
+           'is_checkpoint', 'remove', 'point_latest', 'refuse_other_latest', 'Checkpoint', 'check_tokenizer',
+           'find_checkpoint', 'is_foreign_checkpoint', 'load_checkpoint', 'restore']
 
 # %% ../nbs/33_checkpoint.ipynb #33import
 import errno
@@ -104,6 +104,33 @@ def restore_state(
     if "cuda" in saved["random"] and device.type == "cuda":
         torch.cuda.set_rng_state(saved["random"]["cuda"], device)
 
+# %% ../nbs/33_checkpoint.ipynb #8dafea6c
+def make_manifest(
+    step: int, config: Config, metadata: Mapping, contents: Mapping[str, bytes | memoryview]
+) -> dict:
+    """What a checkpoint says about itself: its step, config, run, and its files' checksums."""
+    sums = {
+        name: {"size": len(data), "sha256": sha256(data).hexdigest()}
+        for name, data in contents.items()
+    }
+    parts = {"step": step, "config": asdict(config), "run": dict(metadata), "files": sums}
+    return with_checksum({"format": FORMAT, **parts})
+
+
+def environment(device: torch.device, dtype: torch.dtype, processes: int) -> dict[str, object]:
+    """All around a run that can change the last bits of a sum.
+
+    Where it differs, a resumed run is not the same to the bit."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"{device.type} ({platform.machine()})"
+    return {
+        "torch": torch.__version__,
+        "device": name,
+        "precision": dtype_name(dtype),
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+
 # %% ../nbs/33_checkpoint.ipynb #33save01
 def save_checkpoint(
     out: str | Path,
@@ -192,33 +219,6 @@ def refuse_other_latest(latest: Path) -> None:
             f"{latest} is no checkpoint of ours, and the newest one should have that name: move it away,"
             " or choose another --out."
         )
-
-# %% ../nbs/33_checkpoint.ipynb #8dafea6c
-def make_manifest(
-    step: int, config: Config, metadata: Mapping, contents: Mapping[str, bytes | memoryview]
-) -> dict:
-    """What a checkpoint says about itself: its step, config, run, and its files' checksums."""
-    sums = {
-        name: {"size": len(data), "sha256": sha256(data).hexdigest()}
-        for name, data in contents.items()
-    }
-    parts = {"step": step, "config": asdict(config), "run": dict(metadata), "files": sums}
-    return with_checksum({"format": FORMAT, **parts})
-
-
-def environment(device: torch.device, dtype: torch.dtype, processes: int) -> dict[str, object]:
-    """All around a run that can change the last bits of a sum.
-
-    Where it differs, a resumed run is not the same to the bit."""
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{device.type} ({platform.machine()})"
-    return {
-        "torch": torch.__version__,
-        "device": name,
-        "precision": dtype_name(dtype),
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-    }
 
 # %% ../nbs/33_checkpoint.ipynb #7e739bff
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import Field, fields
+from functools import partial
 from . import __version__
 from pathlib import Path
 
@@ -683,8 +684,8 @@ def figures(evaluation: object) -> dict[str, object]:
     rows = {"documents": evaluation.documents, "tokens": evaluation.tokens, "bytes": evaluation.bytes,
             "perplexity": evaluation.perplexity, "byte perplexity": evaluation.byte_perplexity,
             "word perplexity": evaluation.word_perplexity, "bits per byte": evaluation.bits_per_byte}
-    if evaluation.floor_bits is not None:
-        rows |= {"known entropy": evaluation.floor_bits_per_byte, "gap": f"{100 * evaluation.gap:.1f} %"}
+    if evaluation.entropy_bits is not None:
+        rows |= {"known entropy": evaluation.entropy_bits_per_byte, "gap": f"{100 * evaluation.gap:.1f} %"}
     return rows
 
 # %% ../nbs/99_cli.ipynb #meas0001
@@ -783,15 +784,16 @@ def writes_text(stage: Callable) -> Callable:
 def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str, n: int, check: bool, **settings: float) -> None:
     "Write on from a prompt."
     from llm_course.chat import check_prompt
+    from llm_course.decoding import fast_engine
+    from llm_course.generation import stream_text
     from llm_course.grading import verdict
-    from llm_course.sampling import stream_text
     checkpoint = open_checkpoint(ckpt, tok, device, verify)
     check_prompt(checkpoint, prompt)
-    seed = settings.pop("seed")
+    seed, engine = settings.pop("seed"), partial(fast_engine, precision=settings.pop("precision"))
     for i in range(n):
         text, notes, lines = "", [], LineBreaker(columns(sys.stdout))
         stream = stream_text(checkpoint.model, checkpoint.tokenizer, prompt, seed=None if seed is None else seed + i,
-                             say=notes.append, **settings)
+                             engine=engine, log=notes.append, **settings)
         for piece in itertools.chain([prompt], stream):
             click.echo(lines.add(visible(piece)), nl=False)
             sys.stdout.flush()
@@ -869,7 +871,7 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         text = open_measured(source, documents, errors) if source or usual_measure() else None
         if text is None:
             speak("There is no text to measure on: the card says that nothing was measured.")
-        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], say=speak, name=name, license=license,
+        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], log=speak, name=name, license=license,
                                    force=force)
         made = sorted(folder.iterdir())
     click.echo(format_table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
@@ -951,10 +953,10 @@ def show_results(checkpoint: object, seen: int, root: Path, force: bool = False)
                      progress=sys.stderr.isatty())
     packed = Manifest.load(root / "shards").splits["train"]
     density = sum(shard.tokens for shard in packed) / sum(shard.bytes for shard in packed)
-    draw_losses(read_log(root / "checkpoints"), density, found.floor_bits_per_byte, root / "loss.png", force)
+    draw_losses(read_log(root / "checkpoints"), density, found.entropy_bits_per_byte, root / "loss.png", force)
     click.echo(format_table({"parameters": checkpoint.config.model.n_params, "tokens seen": seen,
                       "validation perplexity": found.perplexity, "bits per byte": found.bits_per_byte,
-                      "known entropy, bits per byte": found.floor_bits_per_byte, "gap": f"{found.gap:.1%}"}, columns(sys.stdout)))
+                      "known entropy, bits per byte": found.entropy_bits_per_byte, "gap": f"{found.gap:.1%}"}, columns(sys.stdout)))
 
 
 def show_story(story: str) -> None:
@@ -967,12 +969,12 @@ def show_story(story: str) -> None:
 
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
+    from llm_course.grading import grade
     from llm_course.pipeline import STORIES, own_stories
-    from llm_course.grading import judge
     stories = own_stories(checkpoint)
     for story in stories[:3]:
         show_story(story)
-    speak(f"\nOf {STORIES} such stories, {judge(stories).right:.1%} are right from beginning to end.")
+    speak(f"\nOf {STORIES} such stories, {grade(stories).valid:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #e6754c45
 @main.command(cls=Configurable)

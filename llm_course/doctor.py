@@ -28,6 +28,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from packaging.specifiers import SpecifierSet
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,7 +44,6 @@ from llm_course.checkpoint import (
 )
 from llm_course.numerics import (
     literal, python, requirements, set_variable, shell, torch_wanted, device_code_paths, cpu_code_paths,
-    within,
 )
 from llm_course.device import (
     matmul_rate, memory, pick_device, pick_precision, processor_name, threads,
@@ -81,7 +81,7 @@ def check_packages(places: RunPaths) -> Iterator[Finding]:
     for name, bounds, extra in requirements():
         try:
             version = importlib.metadata.version(name)
-            if not within(version, bounds) and name not in seen:
+            if not SpecifierSet(bounds).contains(version, prereleases=True) and name not in seen:
                 bad.append((f"{name} is {version}, not {bounds}", name + bounds))
         except importlib.metadata.PackageNotFoundError:
             if extra == "":

@@ -126,7 +126,7 @@ class Evaluation:
     eos_nats: float  # the part of `nats` that went into the `</s>`
     context: int  # the most tokens that a prediction sees
     stride: int  # so it sees at least `context - stride + 1`, or all of the document before it
-    floor_bits: float | None = None  # exact -log2 p of the same documents; None unless every one is a tale
+    entropy_bits: float | None = None  # exact -log2 p of the same documents; None unless every one is a tale
 
     @property
     def loss(self) -> float:
@@ -164,21 +164,22 @@ class Evaluation:
         return replace(self, tokens=self.tokens - self.eos_tokens, nats=self.nats - self.eos_nats, eos_tokens=0, eos_nats=0.0)
 
     @property
-    def floor_bits_per_byte(self) -> float | None:
-        "What no model can go below on average; None where it is not known."
-        return None if self.floor_bits is None else self.floor_bits / self.bytes
+    def entropy_bits_per_byte(self) -> float | None:
+        "The entropy of the text: what no model can go below on average; None where it is not known."
+        return None if self.entropy_bits is None else self.entropy_bits / self.bytes
 
     @property
     def gap(self) -> float | None:
-        "How far above the floor: 0.05 is 5% more bits than needed. None where the floor is not known."
-        return None if self.floor_bits is None else self.bits / self.floor_bits - 1
+        "How far above the entropy: 0.05 is 5% more bits than needed. None where that is not known."
+        return None if self.entropy_bits is None else self.bits / self.entropy_bits - 1
 
     def describe(self) -> str:
         "The figures in one line."
-        floor = "" if self.floor_bits is None else f" (floor {self.floor_bits_per_byte:.4f}, gap {self.gap:.1%})"
+        known = self.entropy_bits is not None
+        entropy = f" (entropy {self.entropy_bits_per_byte:.4f}, gap {self.gap:.1%})" if known else ""
         return (
             f"{quantity(self.documents, 'document')}, {quantity(self.bytes, 'byte')}, {quantity(self.tokens, 'token')}: "
-            f"perplexity {self.perplexity:.3f} per token, {self.bits_per_byte:.4f} bits per byte{floor}; "
+            f"perplexity {self.perplexity:.3f} per token, {self.bits_per_byte:.4f} bits per byte{entropy}; "
             f"context {self.context}, stride {self.stride}"
         )
 
@@ -201,7 +202,7 @@ class RawText:
         return document
 
     @property
-    def floor_bits(self) -> float | None:
+    def entropy_bits(self) -> float | None:
         "-log2 p of all the documents; None when one of them is no tale."
         return -self.log_prob / math.log(2) if math.isfinite(self.log_prob) else None
 
@@ -233,5 +234,5 @@ def evaluate(
         raise UserError("There is nothing to evaluate: the corpus has no text in it.")
     return Evaluation(
         documents=raw.documents, bytes=raw.bytes, words=raw.words, tokens=tokens, eos_tokens=raw.documents, nats=nats,
-        eos_nats=eos_nats, context=model.config.seq_len, stride=stride, floor_bits=raw.floor_bits,
+        eos_nats=eos_nats, context=model.config.seq_len, stride=stride, entropy_bits=raw.entropy_bits,
     )

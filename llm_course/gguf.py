@@ -13,10 +13,10 @@ from torch import Tensor
 from types import ModuleType
 
 from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .export import MODEL_FILE, check_choices, check_place
 from .files import UserError, print_message, quantity, write_ours
 from .gpt import GPT
-from .model_card import MODEL_FILE, check_choices, check_place
-from .config import ModelConfig
 from .tokenizer import Tokenizer
 
 # %% ../nbs/72_gguf.ipynb #683efbaa
@@ -135,7 +135,7 @@ def write_gguf(
     checkpoint: Checkpoint,
     path: str | Path,
     dtype: str = "f16",  # of the matrices: "f32" as trained, "f16" half the size, "q8_0" about a quarter
-    say: Callable[[str], object] = print_message,
+    log: Callable[[str], object] = print_message,
     *,
     name: str | None = None,
     license: str | None = None,
@@ -154,7 +154,7 @@ def write_gguf(
         add_shape(writer, checkpoint.model.config)
         add_vocabulary(writer, checkpoint.tokenizer, checkpoint.model.config.vocab_size)
         if too_narrow := add_weights(writer, checkpoint.model, dtype):
-            say(f"q8_0 packs 32 numbers of a row together: f16 for {quantity(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide.")
+            log(f"q8_0 packs 32 numbers of a row together: f16 for {quantity(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide.")
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -3,14 +3,13 @@
 # %% auto #0
 __all__ = ['plain_attention', 'plain_norm', 'plain_rope', 'plain_loss', 'plain_weights', 'small_model', 'CodePath',
            'loss_and_gradient', 'loss_with_cache', 'attention_error', 'gradient_error', 'cpu_code_paths',
-           'device_code_paths', 'shell', 'python', 'literal', 'set_variable', 'requirements', 'torch_wanted', 'within']
+           'device_code_paths', 'shell', 'python', 'literal', 'set_variable', 'requirements', 'torch_wanted']
 
 # %% ../nbs/90_numerics.ipynb #90import
 import importlib.metadata
 import json
 import math
 import numpy as np
-import operator
 import os
 import re
 import shlex
@@ -218,10 +217,3 @@ def torch_wanted() -> str:
     "torch in its range, as pip takes it."
     return next(name + bounds for name, bounds, _ in requirements() if name == "torch")
 
-
-def within(version: str, bounds: str) -> bool:
-    "Whether a version lies in a range such as >=2.6,<2.14; what follows its numbers does not count."
-    def numbers(text: str) -> list[int]:
-        return [int(n) for n in re.sub(r"(\.0)+$", "", re.match(r"[\d.]*\d", text)[0]).split(".")]
-    tests = {">=": operator.ge, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt, "<": operator.lt}
-    return all(tests[sign](numbers(version), numbers(bound)) for sign, bound in re.findall(r"([<>=!]+)([\d.]+)", bounds))

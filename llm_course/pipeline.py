@@ -656,11 +656,10 @@ def train_on_tales(
 # %% ../nbs/92_pipeline.ipynb #fc960e32
 def sample_text(model: object, tokenizer: object) -> str:
     "The sample that training shows now and then: 60 tokens of a document's beginning."
-    from llm_course.sampling import write
-
-    return visible(
-        write(model, tokenizer, "", max_new_tokens=60, temperature=0.8, seed=0, say=None)[0]
-    )
+    from llm_course.decoding import fast_engine
+    from llm_course.generation import generate_text
+    text = generate_text(model, tokenizer, "", max_new_tokens=60, temperature=0.8, seed=0, engine=fast_engine, log=None)[0]
+    return visible(text)
 
 # %% ../nbs/92_pipeline.ipynb #ecf9aa6b
 def draw_losses(
@@ -704,20 +703,12 @@ CAREFUL = {
 STORIES = 200  # of the model's own are judged
 
 
-def own_stories(checkpoint: object, **sampler: float) -> list[str]:
-    "The model's STORIES, always the same; written CAREFUL, but for what `sampler` sets."
-    from llm_course.sampling import write
-
-    return write(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        "Once upon a time",
-        600,
-        **CAREFUL | sampler,
-        seed=0,
-        n_samples=STORIES,
-        say=None,
-    )
+def own_stories(checkpoint: object, **sampling: float) -> list[str]:
+    "The model's STORIES, always the same; written CAREFUL, but for what `sampling` sets."
+    from llm_course.decoding import fast_engine
+    from llm_course.generation import generate_text
+    return generate_text(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampling, seed=0,
+                         n_samples=STORIES, engine=fast_engine, log=None)
 
 # %% ../nbs/92_pipeline.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 97 in the median run with 5.3 or more

@@ -336,7 +336,7 @@ def test_generate(trained):
 def test_generate_in_every_precision(trained):
     "That this machine has: fp32 is what one gets without asking, and a precision that is not there is refused by name."
     from llm_course.cli import main
-    from llm_course.sampling import PRECISIONS, can_pack
+    from llm_course.decoding import PRECISIONS, can_pack
     assert next(tuple(o.type.choices) for o in main.commands["generate"].params if o.name == "precision") == tuple(PRECISIONS)
     texts = {precision: fine(course("generate", "--max_new_tokens", 8, "--seed", 3, "--precision", precision, cwd=trained))
              for precision in PRECISIONS if can_pack(precision)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm_course.files import UserError
 from llm_course.tales import check_tale, tale_log_prob, sample_tales
 from llm_course.evaluation import document_windows, evaluate, loss_table, score, token_losses, windows
-from llm_course.grading import ask, bits_by_choice, judge
+from llm_course.grading import ask, bits_by_choice, grade
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.tokenizer import train_tokenizer
@@ -155,7 +155,7 @@ def test_without_ends_is_what_the_text_alone_costs(model, tokenizer, tales):
     losses = torch.cat([losses for text in texts for _, losses in score(model, text, 3)])
     assert alone.tokens == len(losses) == found.tokens - len(documents) and (alone.eos_tokens, alone.eos_nats) == (0, 0)
     assert math.isclose(alone.nats, losses.sum(), rel_tol=1e-6)
-    assert (alone.bytes, alone.words, alone.documents, alone.floor_bits) == (found.bytes, found.words, 5, found.floor_bits)
+    assert (alone.bytes, alone.words, alone.documents, alone.entropy_bits) == (found.bytes, found.words, 5, found.entropy_bits)
     assert alone.without_ends == alone and alone.bits_per_byte < found.bits_per_byte
 
 
@@ -182,35 +182,35 @@ def test_any_text_is_counted_right(model, tokenizer, texts):
         assert found.tokens == sum(len(tokenizer.encode_document(text)) for text in texts)
 
 
-# ---- the floor
+# ---- the entropy
 
-def test_the_floor_is_the_probability_of_this_very_text(model, tokenizer, tales):
+def test_the_entropy_is_the_probability_of_this_very_text(model, tokenizer, tales):
     found = evaluate(model, tokenizer, tales)
-    assert math.isclose(found.floor_bits, -sum(map(tale_log_prob, tales)) / math.log(2))
-    assert math.isclose(found.gap, found.bits_per_byte / found.floor_bits_per_byte - 1) and found.gap > 0
+    assert math.isclose(found.entropy_bits, -sum(map(tale_log_prob, tales)) / math.log(2))
+    assert math.isclose(found.gap, found.bits_per_byte / found.entropy_bits_per_byte - 1) and found.gap > 0
 
 
-def test_one_text_that_is_no_tale_takes_the_floor_away(model, tokenizer, tales):
+def test_one_text_that_is_no_tale_takes_the_entropy_away(model, tokenizer, tales):
     found = evaluate(model, tokenizer, [tales[0], "Once upon a time, no more.", tales[1]])
-    assert found.floor_bits is None and found.floor_bits_per_byte is None and found.gap is None
-    assert "floor" not in found.describe()
+    assert found.entropy_bits is None and found.entropy_bits_per_byte is None and found.gap is None
+    assert "entropy" not in found.describe() and "entropy" in evaluate(model, tokenizer, tales[:1]).describe()
 
 
-def test_stretches_add_up_to_the_tale_its_bits_and_its_probability(model, tokenizer, tales):
+def test_spans_add_up_to_the_tale_its_bits_and_its_probability(model, tokenizer, tales):
     for tale in tales[:5]:
-        stretches = bits_by_choice(model, tokenizer, tale)
-        assert "".join(stretch.text for stretch in stretches) == tale
+        spans = bits_by_choice(model, tokenizer, tale)
+        assert "".join(span.text for span in spans) == tale
         paid = token_losses(model, tokenizer, tale).sum() / math.log(2)
-        assert math.isclose(sum(s.bits for s in stretches), paid, rel_tol=1e-6)
-        assert math.isclose(sum(s.floor_bits for s in stretches), -tale_log_prob(tale) / math.log(2), rel_tol=1e-9)
-        for stretch in stretches:
-            assert all(choice.text in stretch.text for choice in stretch.choices)
+        assert math.isclose(sum(s.bits for s in spans), paid, rel_tol=1e-6)
+        assert math.isclose(sum(s.entropy_bits for s in spans), -tale_log_prob(tale) / math.log(2), rel_tol=1e-9)
+        for span in spans:
+            assert all(choice.text in span.text for choice in span.choices)
 
 
-def test_judge_gives_verdicts_and_the_share_that_is_right(tales):
-    judgement = judge([tales[0], tales[1].replace("Once", "Twice"), tales[2]])
-    assert [verdict.right for verdict in judgement.verdicts] == [True, False, True]
-    assert math.isclose(judgement.right, 2 / 3)
+def test_a_grade_has_the_checks_and_the_share_that_is_valid(tales):
+    found = grade([tales[0], tales[1].replace("Once", "Twice"), tales[2]])
+    assert [check.right for check in found.checks] == [True, False, True]
+    assert math.isclose(found.valid, 2 / 3)
 
 
 # ---- questions
@@ -291,8 +291,8 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer, tales):
         evaluate(random_model(tokenizer.vocab_size + 1, 24), tokenizer, tales)
 
 
-def test_nothing_to_judge_or_to_score_is_a_sentence(model, tokenizer):
+def test_nothing_to_grade_or_to_score_is_a_sentence(model, tokenizer):
     with pytest.raises(UserError):
-        judge([])
+        grade([])
     with pytest.raises(UserError):
         loss_table(model, tokenizer, [])

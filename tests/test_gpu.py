@@ -1,5 +1,6 @@
 "What a GPU computes is what a processor computes, up to rounding; and its own ways, the fused loss and the graphs of generation, are true."
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from torch.nn import functional as F
 
 from llm_course.attention import causal_attention
 from llm_course.config import ModelConfig
+from llm_course.decoding import GraphEngine, fast_engine
+from llm_course.generation import PlainEngine, generate
 from llm_course.gpt import GPT
 from llm_course.kernels import LinearCrossEntropy
-from llm_course.sampling import GraphDecoder, generate, reader
 from llm_course.config import load_config
 from llm_course.pipeline import start_run, train
 from llm_course.training import read_log
@@ -33,11 +35,11 @@ def model(seq_len: int = 600) -> GPT:
 def test_a_recorded_token_is_the_models(precision, tolerance, batch):
     "Over three powers of two, from a prompt on, and once more from the beginning: a recording serves every position and every text."
     plain, ids = model(), torch.randint(500, (batch, 600), generator=torch.Generator().manual_seed(1))
-    decoder = reader(plain.to(GPU), batch, True, precision)
-    assert type(decoder) is GraphDecoder
+    decoder = fast_engine(plain.to(GPU), batch, precision)
+    assert type(decoder) is GraphEngine
     for shift in (0, 7):
         text = ids.roll(shift, 1).to(GPU)
-        decoder.cache.length = 0
+        decoder.reset()
         decoder.read(text[:, :250])
         found = {at: decoder.read(text[:, at : at + 1]).clone() for at in range(250, 600)}
         with torch.no_grad(): exact = plain(text)
@@ -47,13 +49,13 @@ def test_a_recorded_token_is_the_models(precision, tolerance, batch):
 
 
 def test_a_gpu_writes_what_a_processor_writes():
-    "Past the context, several samples, greedy and drawn: in fp32 the same tokens, with a cache and without."
+    "Past the context, several samples, greedy and drawn: in fp32 the same tokens, by the fast engine, the plain one, and without a cache."
     plain, prompt = model(seq_len=64), [3, 1, 4, 1, 5]
     for options in ({"temperature": 0}, {"temperature": 0.8, "top_k": 40, "seed": 3}, {"repetition_penalty": 1.3, "seed": 4}):
         here = generate(plain.cpu(), prompt, 150, n_samples=3, **options)
         plain.to(GPU)
-        assert generate(plain, prompt, 150, n_samples=3, **options) == here
-        assert generate(plain, prompt, 150, n_samples=3, use_cache=False, **options) == here
+        for engine in (fast_engine, PlainEngine, partial(PlainEngine, use_cache=False)):
+            assert generate(plain, prompt, 150, n_samples=3, engine=engine, **options) == here
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

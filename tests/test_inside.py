@@ -1,4 +1,6 @@
 """Looking inside: what is shown is what the model computes, whatever its shape, and nothing that is changed stays changed."""
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from llm_course.files import UserError
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
+from llm_course.decoding import fast_engine, has_hooks
+from llm_course.generation import PlainEngine, generate
 from llm_course.interpret import attention_weights, hook_points, logit_lens, ov_logits, patched, run_with_cache
-from llm_course.sampling import generate, hooked
 
 
 def built(config: ModelConfig, seed: int = 0) -> GPT:
@@ -97,11 +100,11 @@ def test_changes_can_be_laid_over_each_other():
 
 def test_a_change_holds_for_writing():
     "With a cache as without: no packed copy goes past it."
-    model = a_model()
-    before = generate(model, [1, 2, 3], 12, temperature=0)
+    model, without_cache = a_model(), partial(PlainEngine, use_cache=False)
+    before = generate(model, [1, 2, 3], 12, temperature=0, engine=fast_engine)
     with patched(model, {"stream.1": lambda x: x.flip(-1)}):
-        texts = [generate(model, [1, 2, 3], 12, temperature=0, use_cache=use_cache) for use_cache in (True, False)]
-    assert texts[0] == texts[1] != before == generate(model, [1, 2, 3], 12, temperature=0)
+        texts = [generate(model, [1, 2, 3], 12, temperature=0, engine=engine) for engine in (fast_engine, PlainEngine, without_cache)]
+    assert texts[0] == texts[1] == texts[2] != before == generate(model, [1, 2, 3], 12, temperature=0, engine=fast_engine)
 
 
 def test_a_change_may_work_in_place():
@@ -129,4 +132,4 @@ def test_a_mistake_is_a_sentence(changes, said):
     model, ids = a_model(), some_ids(6)
     with pytest.raises(UserError, match=said), patched(model, {"mlp.1": torch.zeros_like, **changes}): model(ids)
     with torch.no_grad(): assert torch.equal(model(ids), run_with_cache(model, ids)["logits"])
-    assert not hooked(model)
+    assert not has_hooks(model)

@@ -21,7 +21,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="`make test-llama` builds ll
 pytest.importorskip("gguf", reason="the extra `sharing` brings it")
 
 from llm_course.config import ModelConfig; from llm_course.gpt import GPT  # noqa: E402
-from llm_course.sampling import generate  # noqa: E402
+from llm_course.generation import generate  # noqa: E402
 from conftest import PATIENCE, course, fine  # noqa: E402
 from llm_course.gguf import write_gguf  # noqa: E402
 from llm_course.tokenizer import SPACE, Tokenizer  # noqa: E402
@@ -51,7 +51,7 @@ class Pair:
 
     def file(self, dtype: str) -> Path:
         path = self.folder / f"{dtype}.gguf"
-        return path if path.exists() else write_gguf(self.checkpoint, path, dtype, say=lambda line: None)
+        return path if path.exists() else write_gguf(self.checkpoint, path, dtype, log=lambda line: None)
 
     def opened(self, dtype: str = "f32") -> "llama_cpp.Llama":
         """llama.cpp with the file, on one thread, every logit kept and its KV cache in float32.

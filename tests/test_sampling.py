@@ -1,4 +1,4 @@
-"Sampling: the filters against naive references, the cache against none, and every promise of `generate`."
+"Sampling and generation: the filters against naive references, every engine against the plain one, and every promise of `generate`."
 import copy
 import gc
 import math
@@ -11,19 +11,23 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_course import sampling
+from llm_course import decoding
 from llm_course.shapes import ShapeError
 from llm_course.files import UserError
 from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
-from llm_course.sampling import (PRECISIONS, Context, Decoder, GraphDecoder, Reader, Sampler, apply_temperature, can_pack, draw,
-                                 generate, keep_min_p, keep_top_k, keep_top_p, penalize_repeats, stream_text, write)
+from llm_course.decoding import PRECISIONS, GraphEngine, PackedEngine, can_pack, fast_engine
+from llm_course.generation import PlainEngine, TextSession, generate, generate_text, stream_text
+from llm_course.sampling import (SamplingParams, apply_temperature, keep_min_p, keep_top_k, keep_top_p, multinomial,
+                                 penalize_repeats)
 from llm_course.tokenizer import train_tokenizer
 
 CONTEXT = 24
 PROMPT = [1, 50, 60]
+WITHOUT_CACHE = partial(PlainEngine, use_cache=False)
+ENGINES = {"plain": PlainEngine, "without a cache": WITHOUT_CACHE, "fast": fast_engine}
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +141,12 @@ def logits_of_any_size() -> st.SearchStrategy:
 
 def check_probabilities(logits: torch.Tensor, seen: torch.Tensor, options: dict) -> torch.Tensor:
     "What holds of every sampler: finite numbers that sum to 1, a token at least, and greedy's choice is among the likeliest."
-    probs = Sampler(**options).probabilities(logits, seen)
+    probs = SamplingParams(**options).probabilities(logits, seen)
     assert probs.shape == logits.shape and probs.dtype == logits.dtype and probs.isfinite().all() and (probs >= 0).all()
     torch.testing.assert_close(probs.sum(-1), torch.ones(len(logits)), atol=1e-5, rtol=0)
-    best = Sampler(temperature=0, repetition_penalty=options.get("repetition_penalty", 1)).probabilities(logits, seen).argmax(-1)
+    best = SamplingParams(temperature=0, repetition_penalty=options.get("repetition_penalty", 1)).probabilities(logits, seen).argmax(-1)
     assert torch.equal(probs[range(len(probs)), best], probs.amax(-1))
-    assert (probs[range(len(probs)), draw(probs, torch.full((len(probs),), 1 - 2**-24))] > 0).all()
+    assert (probs[range(len(probs)), multinomial(probs, torch.full((len(probs),), 1 - 2**-24))] > 0).all()
     return probs
 
 
@@ -186,8 +190,8 @@ def test_logits_that_are_no_numbers_are_said(bad):
     logits, nothing = torch.tensor([[0.0, bad, 1.0]]), torch.zeros(1, 3, dtype=torch.bool)
     for options in dict(temperature=0), dict(), dict(top_p=0.5):
         with pytest.raises(UserError, match="NaN or infinity"):
-            Sampler(**options).probabilities(logits, nothing)
-    assert Sampler(repetition_penalty=2).probabilities(torch.tensor([[0.0, -math.inf, 1.0]]), ~nothing)[0, 1] == 0
+            SamplingParams(**options).probabilities(logits, nothing)
+    assert SamplingParams(repetition_penalty=2).probabilities(torch.tensor([[0.0, -math.inf, 1.0]]), ~nothing)[0, 1] == 0
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64 - 1, 10**30])
@@ -207,14 +211,14 @@ def test_equal_logits_lose_no_more_than_they_must():
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda p: sum(p) > 0.1), st.floats(0, 1, exclude_max=True, width=32)
 )
-def test_a_dart_never_hits_what_has_no_width(weights, u):
+def test_what_has_no_probability_is_never_drawn(weights, u):
     probs = torch.tensor([weights]) / sum(weights)
-    assert probs[0, draw(probs, torch.tensor([u]))[0]] > 0
+    assert probs[0, multinomial(probs, torch.tensor([u]))[0]] > 0
 
 
 def test_draws_are_as_frequent_as_they_are_likely():
     probs = torch.tensor([[0.05, 0.6, 0.0, 0.35]])
-    hits = draw(probs.expand(40_000, -1), torch.rand(40_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=4)
+    hits = multinomial(probs.expand(40_000, -1), torch.rand(40_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=4)
     torch.testing.assert_close(hits / 40_000, probs[0], atol=0.01, rtol=0)
 
 
@@ -223,7 +227,7 @@ def test_a_wrong_shape_is_named():
         keep_top_p(torch.zeros(5), 0.9)
 
 
-# ---- with and without a cache
+# ---- engines
 
 @pytest.mark.parametrize("n", [5, CONTEXT, 3 * CONTEXT])
 @pytest.mark.parametrize(
@@ -234,10 +238,10 @@ def test_a_wrong_shape_is_named():
         dict(seed=4, temperature=0.7, top_k=50, top_p=0.9, min_p=0.02, repetition_penalty=1.2),
     ],
 )
-def test_the_cache_changes_no_token(model, n, options):
-    "Also past the context, where both keep the newest half."
-    cached = generate(model, PROMPT, n, n_samples=3, **options)
-    assert cached == generate(model, PROMPT, n, n_samples=3, use_cache=False, **options)
+def test_no_engine_changes_a_token(model, n, options):
+    "Also past the context, where all keep the newest half."
+    cached, *others = (generate(model, PROMPT, n, n_samples=3, engine=engine, **options) for engine in ENGINES.values())
+    assert others == [cached] * 2
     assert [len(sample) for sample in cached] == [n] * 3
 
 
@@ -248,45 +252,51 @@ def test_greedy_is_argmax_step_by_step(model):
     assert generate(model, PROMPT, 15, temperature=0) == [ids[3:]]
 
 
-def listen(monkeypatch) -> list[int]:
-    "How many tokens of a row are read, each time that somebody reads: filled as they do."
+class Counting:
+    "An engine that counts the tokens of a row, each time that it reads."
+
+    def __init__(self, inner, read: list[int]):
+        self.inner, self.counts, self.reset = inner, read, inner.reset
+
+    def read(self, ids):
+        self.counts.append(ids.shape[1])
+        return self.inner.read(ids)
+
+
+def counting(engine, read: list[int]):
+    "A maker of engines that count into `read`."
+    return lambda model, batch: Counting(engine(model, batch), read)
+
+
+@pytest.mark.parametrize("engine", [PlainEngine, fast_engine])
+def test_the_cache_reads_each_token_once(model, engine):
     read = []
-    for way in (Decoder, Reader):
-        plain = way.read
-        monkeypatch.setattr(way, "read", lambda self, ids, plain=plain: (read.append(ids.shape[1]), plain(self, ids))[1])
-    return read
-
-
-@pytest.mark.parametrize("laid_out", [True, False])
-def test_the_cache_reads_each_token_once(model, monkeypatch, laid_out):
-    read = listen(monkeypatch)
-    if not laid_out: monkeypatch.setattr(sampling, "can_pack", lambda precision: False)
-    generate(model, PROMPT, 10, temperature=0)
+    generate(model, PROMPT, 10, temperature=0, engine=counting(engine, read))
     assert read == [3] + [1] * 9
 
 
 def test_past_the_context_the_newest_half_is_read_again():
     model, told = Scripted(), []
-    assert generate(model, [0], 20, temperature=0, use_cache=False, say=told.append) == [[n % 10 for n in range(1, 21)]]
+    assert generate(model, [0], 20, temperature=0, engine=WITHOUT_CACHE, log=told.append) == [[n % 10 for n in range(1, 21)]]
     assert max(len(ids[0]) for ids in model.seen) == 8
     assert model.seen[7:9] == [[[0, 1, 2, 3, 4, 5, 6, 7]], [[5, 6, 7, 8]]]
     assert len(told) == 1 and "context of 8" in told[0]
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_a_prompt_longer_than_the_context_keeps_its_newest_tokens(model, use_cache):
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+def test_a_prompt_longer_than_the_context_keeps_its_newest_tokens(model, engine):
     told = []
     prompt = [1, *range(100, 160)]
-    found = generate(model, prompt, 30, temperature=0, use_cache=use_cache, say=told.append)
+    found = generate(model, prompt, 30, temperature=0, engine=engine, log=told.append)
     assert found == generate(model, prompt[-CONTEXT:], 30, temperature=0)
     assert len(told) == 1 and "61 tokens" in told[0] and "37" in told[0]
 
 
 def test_a_context_of_one_token_still_writes():
-    assert generate(Scripted(seq_len=1), [0], 5, temperature=0, use_cache=False) == [[1, 2, 3, 4, 5]]
+    assert generate(Scripted(seq_len=1), [0], 5, temperature=0, engine=WITHOUT_CACHE) == [[1, 2, 3, 4, 5]]
 
 
-# ---- laid out for generation
+# ---- packed for generation
 
 SHAPES = {
     "grouped": dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40),
@@ -313,14 +323,14 @@ def random_model(shape: str, seed: int = 0, seq_len: int = CONTEXT) -> GPT:
        seed=st.integers(0, 2**16), intel=st.booleans())
 @example(batch=1, pieces=[5, 1, 2], seed=0, intel=False)
 @example(batch=1, pieces=[5, 1, 2], seed=0, intel=True)
-def test_a_decoder_gives_the_logits_of_the_model(shape, precision, batch, pieces, seed, intel):
+def test_a_packed_engine_gives_the_logits_of_the_model(shape, precision, batch, pieces, seed, intel):
     "However the text is cut into pieces, for every shape of model and number of samples, on whatever processor."
     if not can_pack(precision): pytest.skip(f"no library for {precision} here")
     model = random_model(shape)
     ids = torch.randint(97, (batch, sum(pieces)), generator=torch.Generator().manual_seed(seed))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "on_intel", lambda: intel)
-        decoder = Decoder(model, batch, precision)
+        patch.setattr(decoding, "on_intel", lambda: intel)
+        decoder = PackedEngine(model, batch, precision)
     for piece in ids.split(pieces, dim=1):
         found = decoder.read(piece)
     with torch.no_grad(): exact = model(ids)[:, -1]
@@ -330,11 +340,11 @@ def test_a_decoder_gives_the_logits_of_the_model(shape, precision, batch, pieces
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_decoder_reads_a_long_prompt_as_the_model_does(shape, precision):
+def test_a_packed_engine_reads_a_long_prompt_as_the_model_does(shape, precision):
     "Of several blocks of attention, the last one short; and goes on where it ends, with one token and with many."
     if not can_pack(precision): pytest.skip(f"no library for {precision} here")
     model, ids = random_model(shape, seq_len=600), torch.randint(97, (2, 600), generator=torch.Generator().manual_seed(1))
-    decoder, end = Decoder(model, 2, precision), 0
+    decoder, end = PackedEngine(model, 2, precision), 0
     for piece in ids.split([450, 1, 149], dim=1):
         found, end = decoder.read(piece), end + piece.shape[1]
         with torch.no_grad(): exact = model(ids[:, :end])[:, -1]
@@ -342,26 +352,26 @@ def test_a_decoder_reads_a_long_prompt_as_the_model_does(shape, precision):
     with pytest.raises(ValueError, match="holds 600 positions: 600 are filled and 1 more do not fit"): decoder.read(ids[:, :1])
 
 
-class Played(GraphDecoder):
-    "A GraphDecoder for a machine without a GPU: what would be recorded is computed each time, into the same tensor."
+class Played(GraphEngine):
+    "A GraphEngine for a machine without a GPU: what would be recorded is computed each time, into the same tensor."
 
     def record(self, seen):
-        logits = self.one(seen).clone()
-        return lambda: logits.copy_(self.one(seen)), logits
+        logits = self.one_token(seen).clone()
+        return lambda: logits.copy_(self.one_token(seen)), logits
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_a_gpu_records_is_the_model(shape, compiled, monkeypatch):
     "At every position from a prompt on, over three recordings, and again from the beginning; the blocks compiled, or not."
-    monkeypatch.setattr(sampling, "packed", lambda precision, batch, *weights: partial(F.linear, weight=torch.cat(weights).detach()))
+    monkeypatch.setattr(decoding, "packed", lambda precision, batch, *weights: partial(F.linear, weight=torch.cat(weights).detach()))
     model, text = random_model(shape, seq_len=600), torch.randint(97, (2, 600), generator=torch.Generator().manual_seed(1))
     if compiled: accelerate(model, compile=True)
     compile = torch.compile  # without C++: its compiler does not find a torch whose path has a space
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, dynamic=False, backend="aot_eager"))
     decoder = Played(model, 2)
     for ids in (text, text.roll(7, 1)):
-        decoder.cache.length = 0
+        decoder.reset()
         decoder.read(ids[:, :240])
         with torch.no_grad(): exact = model(ids)
         for at in range(240, 600):
@@ -372,14 +382,12 @@ def test_what_a_gpu_records_is_the_model(shape, compiled, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_all_ways_to_read_write_the_same_text(shape, monkeypatch):
-    "Laid out, plain with a cache, plain without one: also past the context, and for several samples."
+def test_all_engines_write_the_same_text(shape):
+    "Packed, plain with a cache, plain without one: also past the context, and for several samples."
     model = random_model(shape)
     with torch.no_grad(): model.head.mul_(0.2)  # less certain: many tokens may come
     options = dict(seed=3, n_samples=3, top_p=0.95)
-    texts = [generate(model, PROMPT, 3 * CONTEXT, **options), generate(model, PROMPT, 3 * CONTEXT, use_cache=False, **options)]
-    monkeypatch.setattr(sampling, "can_pack", lambda precision: False)
-    texts.append(generate(model, PROMPT, 3 * CONTEXT, **options))
+    texts = [generate(model, PROMPT, 3 * CONTEXT, engine=engine, **options) for engine in ENGINES.values()]
     assert texts[0] == texts[1] == texts[2] and len(set(texts[0][0])) > 9
 
 
@@ -387,7 +395,7 @@ def test_all_ways_to_read_write_the_same_text(shape, monkeypatch):
 def test_a_changed_weight_is_a_changed_text(change):
     "Packed weights are kept, but never longer than they are true."
     model = random_model("grouped")
-    before = generate(model, PROMPT, 15, temperature=0)
+    before = generate(model, PROMPT, 15, temperature=0, engine=fast_engine)
     table = model.model.embed_tokens.weight
     if change == "step":
         model(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
@@ -396,42 +404,45 @@ def test_a_changed_weight_is_a_changed_text(change):
     elif change == "data": table.data[:50] += 1
     else:
         with torch.no_grad(): table.copy_(table.flip(0))
-    after = generate(model, PROMPT, 15, temperature=0)
-    assert after == generate(model, PROMPT, 15, temperature=0, use_cache=False) and after != before
+    after = generate(model, PROMPT, 15, temperature=0, engine=fast_engine)
+    assert after == generate(model, PROMPT, 15, temperature=0, engine=WITHOUT_CACHE) and after != before
 
 
 def test_packed_weights_are_kept_and_go_with_their_model():
     "A model that writes twice is packed once, one in training never keeps a copy, and a model that is gone leaves none."
     model = random_model("grouped")
-    first, second = (Decoder(model, 1).weights for _ in range(2))
-    assert first is second and Decoder(model.train(), 1).weights is first
+    first, second = (PackedEngine(model, 1).weights for _ in range(2))
+    assert first is second and PackedEngine(model.train(), 1).weights is first
     other = random_model("grouped", seed=1).train()
-    assert Decoder(other, 1).weights is not Decoder(other, 1).weights
-    kept = len(sampling._laid_out)
+    assert PackedEngine(other, 1).weights is not PackedEngine(other, 1).weights
+    kept = len(decoding._packed)
     del model, first, second
     gc.collect()
-    assert len(sampling._laid_out) == kept - 1
+    assert len(decoding._packed) == kept - 1
 
 
-def test_what_cannot_be_laid_out_is_read_as_it_is(model, monkeypatch):
-    "Other dtypes and other classes take the plain path; another precision is then refused in a sentence."
-    assert isinstance(Context(model, PROMPT, 1, True, None).reader, Decoder)
+def test_what_cannot_be_packed_is_read_as_it_is(model, monkeypatch):
+    "Other dtypes and other classes take the plain engine; another precision is then refused in a sentence."
+    assert isinstance(fast_engine(model, 1), PackedEngine)
     for plain in (copy.deepcopy(model).bfloat16(), copy.deepcopy(model).double()):
-        assert isinstance(Context(plain, PROMPT, 1, True, None).reader, Reader)
-        with pytest.raises(UserError, match="precision is bf16"): generate(plain, PROMPT, 5, precision="bf16")
-    with pytest.raises(UserError, match="choose fp32"): generate(model, PROMPT, 5, precision="fp16", use_cache=False)
-    with pytest.raises(UserError, match="one of fp32, bf16, fp16"): generate(model, PROMPT, 5, precision="int3")
+        assert isinstance(fast_engine(plain, 1), PlainEngine)
+        with pytest.raises(UserError, match="precision is bf16"): fast_engine(plain, 1, "bf16")
+    with pytest.raises(UserError, match="one of fp32, bf16, fp16"): fast_engine(model, 1, "int3")
+    monkeypatch.setattr(decoding, "can_pack", lambda precision: False)
+    assert isinstance(fast_engine(model, 1), PlainEngine)
+    with pytest.raises(UserError, match="choose fp32"): fast_engine(model, 1, "fp16")
 
 
 def test_a_hook_is_not_gone_past(model):
-    "Who changes what flows in a model gets the text of the changed model, with a cache as without; and the old one when the hook is gone."
-    before = generate(model, PROMPT, 15, temperature=0)
+    "Who changes what flows in a model gets the text of the changed model from every engine; and the old one when the hook is gone."
+    write = partial(generate, model, PROMPT, 15, temperature=0)
+    before = write(engine=fast_engine)
     hook = model.model.layers[0].mlp.register_forward_hook(lambda module, given, out: -9 * out)
-    changed = generate(model, PROMPT, 15, temperature=0)
-    assert changed == generate(model, PROMPT, 15, temperature=0, use_cache=False) != before
-    with pytest.raises(UserError, match="no hooks"): generate(model, PROMPT, 5, precision="bf16")
+    texts = [write(engine=engine) for engine in ENGINES.values()]
+    assert texts[0] == texts[1] == texts[2] != before
+    with pytest.raises(UserError, match="no hooks"): fast_engine(model, 1, "bf16")
     hook.remove()
-    assert generate(model, PROMPT, 15, temperature=0) == before
+    assert write(engine=fast_engine) == before
 
 
 # ---- samples, seeds, stopping
@@ -466,7 +477,7 @@ def test_each_sample_stops_on_its_own(model):
 
 def test_work_ends_with_the_last_sample():
     model = Scripted()
-    assert generate(model, [0], 1000, temperature=0, stop_id=4, use_cache=False, n_samples=2) == [[1, 2, 3, 4]] * 2
+    assert generate(model, [0], 1000, temperature=0, stop_id=4, engine=WITHOUT_CACHE, n_samples=2) == [[1, 2, 3, 4]] * 2
     assert len(model.seen) == 4
 
 
@@ -478,8 +489,8 @@ def test_on_token_hears_each_token_of_each_running_sample(model):
 
 def test_the_repetition_penalty_keeps_tokens_from_coming_again_but_not_the_end():
     model = Scripted(vocab_size=4)
-    assert generate(model, [0], 4, temperature=0, use_cache=False) == [[1, 2, 3, 0]]
-    assert generate(model, [1], 3, temperature=0, use_cache=False, stop_id=0, repetition_penalty=1e6) == [[2, 3, 0]]
+    assert generate(model, [0], 4, temperature=0, engine=WITHOUT_CACHE) == [[1, 2, 3, 0]]
+    assert generate(model, [1], 3, temperature=0, engine=WITHOUT_CACHE, stop_id=0, repetition_penalty=1e6) == [[2, 3, 0]]
 
 
 def test_generation_under_autocast_and_without_grad(model):
@@ -491,12 +502,12 @@ def test_generation_under_autocast_and_without_grad(model):
 # ---- texts
 
 def test_texts_begin_with_the_prompt_and_do_not_show_the_end(model, tokenizer):
-    texts = write(model, tokenizer, "Once upon a time", 30, seed=0, n_samples=3)
+    texts = generate_text(model, tokenizer, "Once upon a time", 30, seed=0, n_samples=3)
     assert len(texts) == 3 and all(text.startswith("Once upon a time") and "</s>" not in text for text in texts)
 
 
 def test_an_empty_prompt_begins_a_document(model, tokenizer):
-    [text] = write(model, tokenizer, "", 10, seed=0)
+    [text] = generate_text(model, tokenizer, "", 10, seed=0)
     [ids] = generate(model, [tokenizer.eos_id], 10, seed=0, stop_id=tokenizer.eos_id)
     assert text == tokenizer.decode([i for i in ids if i != tokenizer.eos_id])
 
@@ -506,12 +517,23 @@ def test_an_empty_prompt_begins_a_document(model, tokenizer):
 def test_streamed_pieces_are_the_written_text(model, tokenizer, seed):
     "Random weights write random bytes: the hardest case for whole characters."
     pieces = list(stream_text(model, tokenizer, "Once", 20, seed=seed))
-    assert "Once" + "".join(pieces) == write(model, tokenizer, "Once", 20, seed=seed)[0]
+    assert "Once" + "".join(pieces) == generate_text(model, tokenizer, "Once", 20, seed=seed)[0]
 
 
-def test_a_stream_is_lazy(model, tokenizer, monkeypatch):
-    read = listen(monkeypatch)
-    next(iter(stream_text(model, tokenizer, "Once", 10_000, temperature=0)))
+@pytest.mark.parametrize("engine", [PlainEngine, fast_engine])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_session_that_pauses_writes_the_same_text(model, tokenizer, engine, seed):
+    "In parts of any size, characters of several bytes among them; then it has ended, or goes on."
+    session = TextSession(model, tokenizer, "Once", seed=seed, engine=engine)
+    pieces = [piece for size in (1, 5, 0, 14) for piece in session.generate(size)]
+    whole = generate_text(model, tokenizer, "Once", 20, seed=seed)[0]
+    assert session.text == "Once" + "".join(pieces) and whole.startswith(session.text)
+    assert session.text == whole or whole.removeprefix(session.text) == "\ufffd"  # bytes of a character that is not whole yet
+
+
+def test_a_stream_is_lazy(model, tokenizer):
+    read = []
+    next(iter(stream_text(model, tokenizer, "Once", 10_000, temperature=0, engine=counting(PlainEngine, read))))
     assert 1 <= len(read) <= 5
 
 
@@ -534,7 +556,7 @@ def test_a_stream_is_lazy(model, tokenizer, monkeypatch):
 def test_mistakes_name_the_option(model, tokenizer, mistake, words):
     "At once, also for a stream: before anything is written."
     with pytest.raises(UserError, match=words) as caught:
-        write(model, tokenizer, "Once", **mistake)
+        generate_text(model, tokenizer, "Once", **mistake)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=words):
         stream_text(model, tokenizer, "Once", **mistake)
@@ -542,7 +564,7 @@ def test_mistakes_name_the_option(model, tokenizer, mistake, words):
 
 def test_other_mistakes_are_sentences(model, tokenizer):
     with pytest.raises(UserError, match="n_samples is 0"):
-        write(model, tokenizer, "Once", n_samples=0)
+        generate_text(model, tokenizer, "Once", n_samples=0)
     with pytest.raises(UserError, match="no tokens"):
         generate(model, [], 5)
     with pytest.raises(UserError, match="tokenizer"):

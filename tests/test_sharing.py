@@ -26,7 +26,8 @@ from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.shards import write_shards
 from llm_course.gguf import write_gguf
-from llm_course.model_card import EXPORT_FILES, Facts, collect_facts, export_hf, model_card, portable, rounded
+from llm_course.export import EXPORT_FILES, rounded
+from llm_course.model_card import Facts, collect_facts, export_hf, model_card, portable
 from llm_course.tokenizer import Tokenizer
 from llm_course.checkpoint import Checkpoint, load_checkpoint
 from llm_course.config import load_config
@@ -54,7 +55,7 @@ def documents(trained: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def published(checkpoint: Checkpoint, documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "An export that the tests read and do not change."
-    return export_hf(checkpoint, tmp_path_factory.mktemp("exports") / "tale teller", documents, say=quiet)
+    return export_hf(checkpoint, tmp_path_factory.mktemp("exports") / "tale teller", documents, log=quiet)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_transformers_and_ours_open_an_export(drawn, shape: dict, dtype: str, tm
     "Nothing missing, nothing left over; the logits of the stored weights, to the bit; the same story."
     transformers = pytest.importorskip("transformers")
     checkpoint = drawn(**shape)
-    folder = export_hf(checkpoint, tmp_path / "export", dtype=dtype, say=quiet)
+    folder = export_hf(checkpoint, tmp_path / "export", dtype=dtype, log=quiet)
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(report.values()), report
     assert theirs.dtype == getattr(torch, dtype)
@@ -104,7 +105,7 @@ def test_transformers_and_ours_open_an_export(drawn, shape: dict, dtype: str, tm
 def test_a_reader_in_its_own_precision_computes_as_ours_does(checkpoint: Checkpoint, tmp_path: Path):
     "Who opens a bfloat16 export as it is gets bfloat16 products: near the logits of the card, not equal to them."
     transformers = pytest.importorskip("transformers")
-    folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", say=quiet)
+    folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", log=quiet)
     theirs, ids = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), tokens(checkpoint)
     with torch.no_grad():
         ours = load_checkpoint(folder).model(ids)
@@ -125,7 +126,7 @@ def test_tied_weights_stand_there_once(drawn, tmp_path: Path):
     sizes = {}
     for tied in (True, False):
         checkpoint = drawn(tie_embeddings=tied)
-        folder = export_hf(checkpoint, tmp_path / str(tied), dtype="bfloat16", say=quiet)
+        folder = export_hf(checkpoint, tmp_path / str(tied), dtype="bfloat16", log=quiet)
         data = (folder / "model.safetensors").read_bytes()
         header = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
         assert ("lm_head.weight" in header) is not tied
@@ -136,9 +137,9 @@ def test_tied_weights_stand_there_once(drawn, tmp_path: Path):
 
 def test_the_same_export_twice(published: Path, checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "Byte for byte, and an export that somebody has downloaded is exported again as it was, but for what only the run knew."
-    again = export_hf(checkpoint, tmp_path / published.name, documents, say=quiet)
+    again = export_hf(checkpoint, tmp_path / published.name, documents, log=quiet)
     assert snapshot(again) == snapshot(published)
-    second = export_hf(load_checkpoint(published), tmp_path / "second", say=quiet)
+    second = export_hf(load_checkpoint(published), tmp_path / "second", log=quiet)
     assert {k: v for k, v in snapshot(second).items() if k != "README.md"} == {
         k: v for k, v in snapshot(published).items() if k != "README.md"}
     assert "How it was trained was not recorded." in (second / "README.md").read_text(encoding="utf-8")
@@ -148,14 +149,14 @@ def test_a_weight_that_float16_cannot_hold_is_refused(drawn, tmp_path: Path):
     checkpoint = drawn()
     checkpoint.model.model.norm.weight.data[0] = 1e6
     with pytest.raises(UserError, match="weights that float16 cannot hold: choose bfloat16 or float32"):
-        export_hf(checkpoint, tmp_path / "export", dtype="float16", say=quiet)
+        export_hf(checkpoint, tmp_path / "export", dtype="float16", log=quiet)
     assert not list(tmp_path.iterdir())
 
 
 def test_exporting_changes_nothing_in_the_model(checkpoint: Checkpoint, tmp_path: Path):
     before = {name: weight.clone() for name, weight in checkpoint.model.named_parameters()}
     state = torch.get_rng_state()
-    export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", say=quiet)
+    export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", log=quiet)
     write_gguf(checkpoint, tmp_path / "tale.gguf", "f16", quiet)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(weight, before[name]) for name, weight in checkpoint.model.named_parameters())
@@ -166,9 +167,9 @@ def test_exporting_changes_nothing_in_the_model(checkpoint: Checkpoint, tmp_path
 
 def test_an_earlier_export_is_replaced(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "Whole: the files are those of the second export, and nothing is left beside them."
-    folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", say=quiet)
+    folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", log=quiet)
     first = snapshot(folder)
-    assert export_hf(checkpoint, folder, documents, say=quiet) == folder
+    assert export_hf(checkpoint, folder, documents, log=quiet) == folder
     assert snapshot(folder) != first and {path.name for path in tmp_path.iterdir()} == {"export", RECORD} and is_ours(folder)
 
 
@@ -197,7 +198,7 @@ def test_any_other_folder_is_refused_and_left_alone(names: list, sentence: str, 
         Path("export", name).write_text("mine")
     before, said = snapshot(tmp_path), []
     with pytest.raises(UserError, match=f"^{sentence}$"):
-        export_hf(checkpoint, "export", unread(), say=said.append)
+        export_hf(checkpoint, "export", unread(), log=said.append)
     assert snapshot(tmp_path) == before and not said
 
 
@@ -212,22 +213,22 @@ CHANGED = {
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 def test_an_export_changed_by_hand_is_replaced_with_force_alone(change, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = snapshot(export_hf(checkpoint, "export", say=quiet))
+    whole = snapshot(export_hf(checkpoint, "export", log=quiet))
     change(Path("export"))
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match="^export (has been changed since|is not from) this program.*--force"):
-        export_hf(checkpoint, "export", unread(), say=quiet)
+        export_hf(checkpoint, "export", unread(), log=quiet)
     assert snapshot(tmp_path) == before
-    export_hf(checkpoint, "export", force=True, say=quiet)
+    export_hf(checkpoint, "export", force=True, log=quiet)
     assert snapshot(Path("export")) == whole and is_ours("export")
 
 
 def test_force_takes_no_files_that_no_export_writes(checkpoint: Checkpoint, tmp_path: Path):
     "A repository of git, notes: whoever forces an export keeps them."
-    folder = export_hf(checkpoint, tmp_path / "export", say=quiet)
+    folder = export_hf(checkpoint, tmp_path / "export", log=quiet)
     (folder / ".git").mkdir()
     with pytest.raises(UserError, match=r"no export wrote \(.git\): move them away"):
-        export_hf(checkpoint, folder, force=True, say=quiet)
+        export_hf(checkpoint, folder, force=True, log=quiet)
     assert (folder / ".git").is_dir()
 
 
@@ -236,7 +237,7 @@ def test_the_hidden_folders_of_others_stay(checkpoint: Checkpoint, tmp_path: Pat
     for name in (".export.new", ".export.old", ".export.new.tmp"):
         (tmp_path / name).mkdir()
     for _ in range(2):
-        export_hf(checkpoint, tmp_path / "export", say=quiet)
+        export_hf(checkpoint, tmp_path / "export", log=quiet)
     assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD, ".export.new", ".export.old", ".export.new.tmp"}
 
 
@@ -246,38 +247,38 @@ def test_a_checkpoint_is_no_place_for_an_export(trained: Path, checkpoint: Check
     before = snapshot(runs)
     for place in (checkpoint.path, runs / "latest"):
         with pytest.raises(UserError, match=f"{place.name} is a checkpoint: choose another folder"):
-            export_hf(checkpoint, place, unread(), say=quiet)
+            export_hf(checkpoint, place, unread(), log=quiet)
     with pytest.raises(UserError, match="checkpoints holds files that no export wrote"):
-        export_hf(checkpoint, runs, unread(), say=quiet)
+        export_hf(checkpoint, runs, unread(), log=quiet)
     assert snapshot(runs) == before
 
 
 def test_a_file_in_the_way_is_refused_and_an_empty_folder_is_not(checkpoint: Checkpoint, tmp_path: Path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file: choose the name of a folder"):
-        export_hf(checkpoint, tmp_path / "file", say=quiet)
+        export_hf(checkpoint, tmp_path / "file", log=quiet)
     (tmp_path / "empty").mkdir()
-    assert (export_hf(checkpoint, tmp_path / "empty", say=quiet) / "config.json").is_file()
+    assert (export_hf(checkpoint, tmp_path / "empty", log=quiet) / "config.json").is_file()
 
 
 def test_a_place_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path):
     "One sentence; and no half of a folder."
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be written: .*What was there before is untouched"):
-        export_hf(checkpoint, tmp_path / "file" / "export", say=quiet)
+        export_hf(checkpoint, tmp_path / "file" / "export", log=quiet)
     with pytest.raises(UserError, match="cannot be written"):
-        write_gguf(checkpoint, tmp_path / "file" / "tale.gguf", say=quiet)
+        write_gguf(checkpoint, tmp_path / "file" / "tale.gguf", log=quiet)
     assert snapshot(tmp_path).keys() == {"file"}
 
 
 @pytest.mark.parametrize("when", ["writing", "moving"])
 def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
     "The disk is full in the middle of the new folder, or a rename fails between the old one and the new."
-    import llm_course.training as training
-    folder = export_hf(checkpoint, tmp_path / "export", say=quiet)
+    import llm_course.files as files
+    folder = export_hf(checkpoint, tmp_path / "export", log=quiet)
     before, full = snapshot(folder), OSError(28, "No space left on device")
 
-    def no_space(path: Path, data: bytes, write=training.write_synced) -> None:
+    def no_space(path: Path, data: bytes, write=files.write_synced) -> None:
         if path.name == "README.md":
             raise full
         write(path, data)
@@ -288,11 +289,11 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
         return rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
+        patched.setattr(files, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
         with pytest.raises(UserError, match="export cannot be written: No space left on device"):
-            export_hf(checkpoint, folder, dtype="bfloat16", say=quiet)
+            export_hf(checkpoint, folder, dtype="bfloat16", log=quiet)
     assert snapshot(folder) == before and is_ours(folder)
-    assert export_hf(checkpoint, folder, dtype="bfloat16", say=quiet) == folder  # what was left behind does not disturb
+    assert export_hf(checkpoint, folder, dtype="bfloat16", log=quiet) == folder  # what was left behind does not disturb
     assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD} and snapshot(folder) != before and is_ours(folder)
 
 
@@ -333,7 +334,7 @@ def test_every_number_of_the_card_stands_in_the_run(published: Path, checkpoint:
              e.context - e.stride + 1, *(count for split in run["data"].values() for count in split.values())]
     losses = [entry[key] for entry in log for key in ("loss", "val_loss") if key in entry]
     allowed = {f"{n:,}" for n in whole if type(n) is int} | {f"{loss:.4f}" for loss in losses}
-    allowed |= {f"{e.bits_per_byte:.4f}", f"{e.perplexity:.3f}", f"{e.without_ends.bits_per_byte:.4f}", f"{e.floor_bits_per_byte:.4f}",
+    allowed |= {f"{e.bits_per_byte:.4f}", f"{e.perplexity:.3f}", f"{e.without_ends.bits_per_byte:.4f}", f"{e.entropy_bits_per_byte:.4f}",
                 f"{100 * e.gap:.1f}"}
     said = numbers(body.replace("float32", "").replace("UTF-8", "").replace("Qwen3", ""))
     assert said <= allowed, said - allowed
@@ -397,7 +398,7 @@ def test_the_commands_of_the_card_run(published: Path, checkpoint: Checkpoint, t
 @pytest.mark.llama
 def test_the_llama_example_of_the_card_runs(published: Path, checkpoint: Checkpoint, tmp_path: Path):
     pytest.importorskip("llama_cpp")
-    write_gguf(checkpoint, tmp_path / f"{published.name}.gguf", say=quiet)
+    write_gguf(checkpoint, tmp_path / f"{published.name}.gguf", log=quiet)
     code = next(code for code in examples(published, "python") if "llama_cpp" in code)
     done = python(code, tmp_path)
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
@@ -406,10 +407,10 @@ def test_the_llama_example_of_the_card_runs(published: Path, checkpoint: Checkpo
 def test_the_licence(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "The one that was given; else the card says that there is none, and so does the program: also where the text is tales."
     said = []
-    text = card(export_hf(checkpoint, tmp_path / "none", documents, say=said.append))
+    text = card(export_hf(checkpoint, tmp_path / "none", documents, log=said.append))
     assert "license:" not in text and "language:" not in text and "Not stated." in text
     assert said == ["The card says that no licence is stated: choose one with --license."]
-    text = card(export_hf(checkpoint, tmp_path / "given", license="apache-2.0", say=said.append))
+    text = card(export_hf(checkpoint, tmp_path / "given", license="apache-2.0", log=said.append))
     assert 'license: "apache-2.0"' in text and "`apache-2.0`." in text and len(said) == 1
     assert "## Evaluation\n\nNot measured." in text and "model-index" not in text
 
@@ -424,13 +425,13 @@ def own(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("own")
     write_shards([f"Sentence {i} of somebody's own, in no grammar that we know." for i in range(200)],
                  Tokenizer.load(trained / "data" / "shards"), folder / "shards", val_documents=["A last one."], seq_len=64)
-    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, say=quiet)
+    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, log=quiet)
     return load_checkpoint(result.checkpoint)
 
 
 def test_tales_as_the_evaluation_say_nothing_of_what_was_learned(own: Checkpoint, documents: list[str], tmp_path: Path):
     "Only the section on the evaluation, and the head's name for its text, speak of tales."
-    text = card(export_hf(own, tmp_path / "own", documents, say=quiet))
+    text = card(export_hf(own, tmp_path / "own", documents, log=quiet))
     _, head, body = text.split("---\n", 2)
     assert "license" not in head and "language" not in head and "Not stated." in section(text, "Licence")
     assert "tales" in section(text, "Evaluation") and "tales" not in body.replace(section(text, "Evaluation"), "")
@@ -440,17 +441,17 @@ def test_tales_as_the_evaluation_say_nothing_of_what_was_learned(own: Checkpoint
 def test_what_is_said_of_the_evaluated_text(trained: Path, checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "Tales or not; as much text as the val split of the run, or not that."
     whole = list(Corpus(trained / "data" / "raw" / "val.txt", "line"))
-    text = section(card(export_hf(checkpoint, tmp_path / "whole", whole, say=quiet)), "Evaluation")
+    text = section(card(export_hf(checkpoint, tmp_path / "whole", whole, log=quiet)), "Evaluation")
     assert "Its documents are *tales*" in text and "It has as many documents and bytes as the val split above." in text
     assert "The gap is" in text
-    text = section(card(export_hf(checkpoint, tmp_path / "part", [*documents, "A text of my own."], say=quiet)), "Evaluation")
+    text = section(card(export_hf(checkpoint, tmp_path / "part", [*documents, "A text of my own."], log=quiet)), "Evaluation")
     assert "Not all of its documents are tales" in text and "another text than the val split above" in text and "gap" not in text
 
 
 def test_a_model_from_elsewhere_is_not_called_ours(published: Path, documents: list[str], tmp_path: Path):
     "A folder without a manifest: no tag, no maker, no data; whether the text was learned from, nobody knows."
     folder = shutil.copytree(published, tmp_path / "theirs")
-    text = card(export_hf(load_checkpoint(folder), tmp_path / "again", documents, say=quiet))
+    text = card(export_hf(load_checkpoint(folder), tmp_path / "again", documents, log=quiet))
     assert 'tags: ["qwen3"]' in text and "made with llm_course" not in text
     assert "Whether the model has learned from it was not recorded." in section(text, "Evaluation")
     for name in ("Data", "Training"):
@@ -490,7 +491,7 @@ def test_what_a_run_began_from(told, name: str, sha256: str | None, sentence: st
 
 def test_the_figures_are_those_of_the_published_weights(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "In bfloat16 the weights are others, and so is the loss, a little: the card has that one."
-    text = card(export_hf(checkpoint, tmp_path / "export", documents, dtype="bfloat16", say=quiet))
+    text = card(export_hf(checkpoint, tmp_path / "export", documents, dtype="bfloat16", log=quiet))
     stored = evaluate(load_checkpoint(tmp_path / "export").model, checkpoint.tokenizer, documents)
     given = evaluate(checkpoint.model, checkpoint.tokenizer, documents)
     assert f'"value": {round(stored.bits_per_byte, 6)}}}' in text
@@ -519,8 +520,8 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
     "As it was typed, but for where the folders lay."
     config = load_config("tiny", {"seq_len": 64, "max_steps": 1})
     typed = f"llm-course train --config tiny --data '{trained}/data/shards' --max_steps 1"
-    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, say=quiet, command=typed)
-    folder = export_hf(load_checkpoint(result.checkpoint), tmp_path / "export", say=quiet)
+    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, log=quiet, command=typed)
+    folder = export_hf(load_checkpoint(result.checkpoint), tmp_path / "export", log=quiet)
     assert "```sh\nllm-course train --config tiny --data shards --max_steps 1\n```" in card(folder)
     assert trained.name not in card(folder) and str(tmp_path) not in card(folder)
 
@@ -533,10 +534,10 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
 def test_wrong_choices_are_refused_in_a_sentence(options: dict, sentence: str, checkpoint: Checkpoint, tmp_path: Path):
     said = []
     with pytest.raises(UserError, match=sentence):
-        export_hf(checkpoint, tmp_path / "export", unread(), say=said.append, **options)
+        export_hf(checkpoint, tmp_path / "export", unread(), log=said.append, **options)
     if "license" in options:
         with pytest.raises(UserError, match=sentence):
-            write_gguf(checkpoint, tmp_path / "tale.gguf", say=said.append, **options)
+            write_gguf(checkpoint, tmp_path / "tale.gguf", log=said.append, **options)
     assert not list(tmp_path.iterdir()) and not said
 
 
@@ -578,7 +579,7 @@ def test_the_tensors_of_a_gguf_file_are_ours(drawn, shape: dict, dtype: str, tmp
 def test_the_facts_of_a_gguf_file_are_ours(drawn, tmp_path: Path):
     "Shape, vocabulary, special tokens: what llama.cpp builds the model from."
     checkpoint = drawn(head_dim=24, rope_theta=50_000.0)
-    reader = opened(write_gguf(checkpoint, tmp_path / "tale.gguf", name="The tale teller", license="mit", say=quiet))
+    reader = opened(write_gguf(checkpoint, tmp_path / "tale.gguf", name="The tale teller", license="mit", log=quiet))
     shape, tokenizer = checkpoint.model.config, checkpoint.tokenizer
     wanted = {"block_count": shape.n_layers, "context_length": shape.seq_len, "embedding_length": shape.d_model,
               "feed_forward_length": shape.d_ff, "attention.head_count": shape.n_heads,
@@ -631,15 +632,15 @@ def test_no_other_file_is_written_over(make, checkpoint: Checkpoint, tmp_path: P
     make(Path("mine"))
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match="^mine is (not )?from this program.*--force.$"):
-        write_gguf(checkpoint, "mine", say=quiet)
+        write_gguf(checkpoint, "mine", log=quiet)
     assert snapshot(tmp_path) == before
-    assert write_gguf(checkpoint, "mine", say=quiet, force=True).read_bytes()[:4] == b"GGUF" and is_ours("mine")
+    assert write_gguf(checkpoint, "mine", log=quiet, force=True).read_bytes()[:4] == b"GGUF" and is_ours("mine")
 
 
 def test_a_folder_is_no_place_for_a_gguf_file(checkpoint: Checkpoint, tmp_path: Path):
     for force in (False, True):
         with pytest.raises(UserError, match="not from this program|it is a folder"):
-            write_gguf(checkpoint, tmp_path, say=quiet, force=force)
+            write_gguf(checkpoint, tmp_path, log=quiet, force=force)
     assert not list(tmp_path.iterdir())
 
 
@@ -688,7 +689,7 @@ def test_a_piece_that_would_spell_the_end_of_a_document_is_kept_apart(tmp_path: 
     tokenizer = elsewhere(model_type="bpe", split_by_unicode_script=False)
     assert "</s" in {tokenizer.piece(i) for i in range(tokenizer.vocab_size)}
     checkpoint = replace(drawn(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer)
-    names = value(opened(write_gguf(checkpoint, tmp_path / "page.gguf", say=quiet)), "tokenizer.ggml.tokens")
+    names = value(opened(write_gguf(checkpoint, tmp_path / "page.gguf", log=quiet)), "tokenizer.ggml.tokens")
     assert names[tokenizer.eos_id] == "</s> " and len(set(names)) == len(names) == tokenizer.vocab_size
 
 
@@ -696,7 +697,7 @@ def test_a_tokenizer_that_is_no_byte_pair_one_is_refused(tmp_path: Path, drawn):
     tokenizer = elsewhere(model_type="unigram")
     checkpoint = replace(drawn(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer)
     with pytest.raises(UserError, match="no byte-pair one"):
-        write_gguf(checkpoint, tmp_path / "page.gguf", say=quiet)
+        write_gguf(checkpoint, tmp_path / "page.gguf", log=quiet)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from llm_course.evaluation import evaluate
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.shards import write_shards
-from llm_course.sampling import generate
+from llm_course.generation import PlainEngine, generate
 from llm_course.preparation import huggingface_files
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import load_checkpoint, model_files, step_folders
@@ -133,7 +134,7 @@ def test_both_write_the_same_tokens(runs, name, dtype, tmp_path):
         prompt = some_ids(600, length, batch=1, seed=length)
         written = {}
         for use_cache in (True, False):
-            written["ours", use_cache] = generate(ours, prompt[0].tolist(), 50, temperature=0, use_cache=use_cache)[0]
+            written["ours", use_cache] = generate(ours, prompt[0].tolist(), 50, temperature=0, engine=partial(PlainEngine, use_cache=use_cache))[0]
             longer = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=50, do_sample=False,
                                      use_cache=use_cache, eos_token_id=600)
             written["theirs", use_cache] = longer[0, length:].tolist()

@@ -34,7 +34,7 @@ import torch._dynamo   # every optimizer asks for it, a second's work: once for 
 from llm_course.files import UserError
 from llm_course.tales import sample_tales
 from llm_course.shards import write_shards
-from llm_course.sampling import write
+from llm_course.generation import generate_text
 from llm_course.tokenizer import train_tokenizer
 from llm_course.checkpoint import CHECKPOINT_FILES, newest_checkpoint, step_folders
 from llm_course.integrity import load_verified, verify_checkpoint
@@ -74,7 +74,7 @@ def make_shards(root: Path) -> None:
 
 def sample(model: torch.nn.Module, tokenizer: object) -> str:
     """A sampler as the command line has it; its seed comes from the random state, which a resumed run must have too."""
-    return write(model, tokenizer, "", max_new_tokens=12, seed=int(torch.randint(10**6, ())), say=None)[0]
+    return generate_text(model, tokenizer, "", max_new_tokens=12, seed=int(torch.randint(10**6, ())), log=None)[0]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Answers to the exercise of 07_evaluation, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 40_bits_per_byte, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def bits_per_byte_of(losses, text):

@@ -1,4 +1,4 @@
-"""Answers to the exercise of 09_sharing, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 72_gguf, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def eight_bits(block):
