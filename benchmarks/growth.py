@@ -63,8 +63,8 @@ def train(config: object, steps: int, device: str) -> list[float]:
     import torch
 
     from llm_course.gpt import GPT
-    from llm_course.optim import make_optimizers
-    from llm_course.training import accumulate, clip_gradients
+    from llm_course.optim import clip_gradients, make_optimizers
+    from llm_course.training import forward_backward
 
     training, bf16, times = config.training, config.training.precision == "bf16", []
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -75,8 +75,8 @@ def train(config: object, steps: int, device: str) -> list[float]:
         ids = torch.randint(config.model.vocab_size, (training.batch_size, config.model.seq_len + 1)).to(device)
         wait()
         begun = time.perf_counter()
-        accumulate(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
-                   lambda: torch.autocast(device, torch.bfloat16, enabled=bf16))
+        forward_backward(model, ids[:, :-1], ids[:, 1:], training.micro_batch_size or training.batch_size,
+                         torch.bfloat16 if bf16 else torch.float32)
         clip_gradients(model, training.grad_clip)
         for optimizer in optimizers: optimizer.step(), optimizer.zero_grad()
         wait()

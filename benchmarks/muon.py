@@ -59,24 +59,25 @@ def run_row(row: str, shards: Path, steps: int, config: str) -> dict:
 
     from llm_course.config import load_config
     from llm_course.device import pick_device
-    from llm_course.resilience import start_run
-    from llm_course.training import train_step, validate
+    from llm_course.pipeline import start_run
+    from llm_course.training import validate
 
     changes = {"max_steps": steps, "warmup_steps": steps // 10, "micro_batch_size": 0, "checkpoint_activations": False, "compile": True}
     device = pick_device()
-    run = start_run(load_config(config, {**changes, **ROWS[row]}), shards, device, say=lambda text: None)
+    start = start_run(load_config(config, {**changes, **ROWS[row]}), shards, device, log=lambda text: None)
+    run, state = start.trainer, start.trainer.state
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds, losses = [], {}
-    while run.step < steps:
+    while state.step < steps:
         begun = time.perf_counter()
-        train_step(run)
+        run.step()
         wait()
         seconds.append(time.perf_counter() - begun)
-        if run.step % max(1, steps // 20) == 0:
+        if state.step % max(1, steps // 20) == 0:
             run.model.eval()
-            losses[run.step] = validate(run)
+            losses[state.step] = validate(run.model, start.val_data, run.config.eval_sequences, batch_size=run.micro_batch_size, dtype=run.dtype)
             run.model.train()
-    return {"seconds": middle(seconds), "first": seconds[0], "losses": losses, "tokens": run.config.tokens_per_step}
+    return {"seconds": middle(seconds), "first": seconds[0], "losses": losses, "tokens": run.config.batch_size * run.model.config.seq_len}
 
 
 def table(results: dict) -> str:

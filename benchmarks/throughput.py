@@ -35,21 +35,22 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     """Our model, and a step as `llm_course.training` takes it."""
     import torch
 
-    from llm_course import training
-    from llm_course.config import ModelConfig
+    from llm_course.config import ModelConfig, TrainingConfig
+    from llm_course.device import keep_memory, pick_device
     from llm_course.gpt import GPT
+    from llm_course.optim import clip_gradients, make_optimizers
+    from llm_course.training import forward_backward
 
-    device = training.pick_device()
-    if device.type == "cpu": training.keep_memory()
-    config = training.TrainingConfig(batch_size=batch)
+    device = pick_device()
+    if device.type == "cpu": keep_memory()
+    config = TrainingConfig(batch_size=batch)
     model = GPT(ModelConfig(layers, width, heads, heads, hidden, vocab, length)).to(device)
     if compiled: model.compile_blocks()
-    optimizers = training.make_optimizers(model, config, torch.bfloat16)
-    autocast = lambda: torch.autocast(device.type, torch.bfloat16)
+    optimizers = make_optimizers(model, config, torch.bfloat16)
 
     def step(x: torch.Tensor, y: torch.Tensor) -> float:
-        loss = training.accumulate(model, x, y, batch, autocast)
-        training.clip_gradients(model, config.grad_clip)
+        loss = forward_backward(model, x, y, batch, torch.bfloat16)
+        clip_gradients(model, config.grad_clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()

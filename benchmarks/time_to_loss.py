@@ -172,10 +172,10 @@ def reference_optimizers(model, recipe: Recipe, training) -> list:
     named, muon = dict(model.named_parameters()), []
     if "muon" in recipe.ours:
         matrices = {name: p for name, p in named.items() if p.ndim == 2 and ("layers" in name or ".h." in name)}
-        muon = [Muon([{"params": list(matrices.values()), "weight_decay": training.weight_decay, "scale": training.muon_lr_scale}],
+        muon = [Muon([{"params": list(matrices.values()), "weight_decay": training.weight_decay, "lr_scale": training.muon_lr_scale}],
                      dtype=torch.bfloat16 if recipe.bf16 else torch.float32)]
         named = {name: p for name, p in named.items() if name not in matrices}
-    groups = [{"params": [p for p in named.values() if (p.ndim > 1) == decays], "scale": 1.0,
+    groups = [{"params": [p for p in named.values() if (p.ndim > 1) == decays], "lr_scale": 1.0,
                "weight_decay": recipe.weight_decay if decays else 0.0} for decays in (True, False)]
     return [torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), fused=True), *muon]
 
@@ -186,7 +186,7 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
 
     from llm_course.gpt import GPT
     from llm_course.config import load_config
-    from llm_course.optim import learning_rate
+    from llm_course.optim import learning_rate, set_learning_rate
 
     torch.manual_seed(seed)
     known, config = sorted(set(text)), load_config("speedrun", {"max_steps": recipe.steps})
@@ -206,8 +206,8 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         rate = learning_rate(done, config.training) if "rate" in recipe.ours else reference_rate(done, recipe)
+        set_learning_rate(optimizers, rate)
         for optimizer in optimizers:
-            for group in optimizer.param_groups: group["lr"] = rate * group["scale"]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         done += 1
@@ -217,19 +217,19 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
 
 
 def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
-    """`speedrun` as `llm-course train` runs it: shards, start_run, train_step; `settings` set fields of the config anew.
+    """`speedrun` as `llm-course train` runs it: shards, start_run and its steps; `settings` set fields of the config anew.
 
     One of them is no field: `plain` puts PyTorch's own attention, or its loss, in the place of ours."""
     import torch
     import torch.nn.functional as F
 
     from llm_course.config import load_config
-    from llm_course.resilience import start_run
-    from llm_course.training import train_step
+    from llm_course.pipeline import start_run
 
     fields = {name: value for name, value in settings.items() if name != "plain"}
     config = load_config("speedrun", {"max_steps": steps, "seed": seed, **fields})
-    run = start_run(config, folder, torch.device("cpu"), say=lambda line: None)
+    start = start_run(config, folder, torch.device("cpu"), log=lambda line: None)
+    run = start.trainer
     tokens = config.tokens_per_step
     torchs_attention = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True)
     torchs_loss = lambda x, head, targets, *_: F.cross_entropy(F.linear(x, head).float(), targets)
@@ -237,10 +237,10 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
              "loss": ("llm_course.gpt.linear_cross_entropy", torchs_loss)}
 
     def step() -> object:
-        if "plain" not in settings: return train_step(run)
-        with mock.patch(*plain[settings["plain"]]): return train_step(run)
+        if "plain" not in settings: return run.step()
+        with mock.patch(*plain[settings["plain"]]): return run.step()
 
-    return Trainer(step, run.model, run.tokenizer.encode, config.model.seq_len, tokens)
+    return Trainer(step, run.model, start.tokenizer.encode, config.model.seq_len, tokens)
 
 
 def nats_per_character(trainer: Trainer, before: str, text: str) -> float:

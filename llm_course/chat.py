@@ -16,8 +16,8 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from .files import visible
 from .terminal import LineBreaker, columns, format_table, speak
-
 
 # %% ../nbs/98_chat.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
@@ -82,7 +82,6 @@ class Chat:
 
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
-        from llm_course.pipeline import visible
         self.stopped, lines = False, LineBreaker(columns(sys.stdout))
         try:
             for piece in itertools.chain([shown], self.session.generate(self.settings["max_new_tokens"])):
@@ -117,7 +116,6 @@ class Chat:
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
         from llm_course.grading import verdict
-        from llm_course.pipeline import visible
         speak(f"  {visible(verdict(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:

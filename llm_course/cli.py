@@ -2,15 +2,15 @@
 
 # %% auto #0
 __all__ = ['STOPPING', 'MAKERS', 'SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO',
-           'LATEST', 'PATH', 'TEXT', 'FORMS', 'MANY', 'FREE', 'device_option', 'verify_option', 'EXPORTS', 'LONG',
-           'sentence', 'Stage', 'what_to_do_with', 'Computing', 'cleaning_up', 'outliving_readers', 'Program', 'main',
-           'PathType', 'TextType', 'typed_command', 'next_command', 'reads_text', 'open_corpus', 'write_missing',
-           'progress_bar', 'held_out_stories', 'save_tales', 'corpus', 'model_path', 'tokenizer', 'again',
-           'open_tokens', 'packable', 'useful_workers', 'show_splits', 'check_validation', 'prepare', 'config_fields',
-           'overrides', 'field_comments', 'describe_config', 'refuse_shape', 'train', 'only_the_demo',
-           'open_checkpoint', 'figures', 'open_measured', 'usual_measure', 'next_measurement', 'evaluate',
-           'writes_text', 'generate', 'fault_in_chat', 'chat', 'export', 'show_finding', 'doctor', 'show_plan', 'plan',
-           'show_results', 'show_story', 'show_stories', 'demo']
+           'LATEST', 'PATH', 'TEXT', 'FORMS', 'MANY', 'device_option', 'verify_option', 'EXPORTS', 'LONG', 'sentence',
+           'Stage', 'what_to_do_with', 'Computing', 'cleaning_up', 'outliving_readers', 'Program', 'main', 'PathType',
+           'TextType', 'typed_command', 'next_command', 'reads_text', 'open_corpus', 'write_missing', 'progress_bar',
+           'held_out_stories', 'save_tales', 'corpus', 'model_path', 'tokenizer', 'again', 'open_tokens', 'packable',
+           'useful_workers', 'show_splits', 'check_validation', 'prepare', 'ConfigOption', 'typed_fields',
+           'Configurable', 'describe_config', 'refuse_shape', 'train', 'only_the_demo', 'open_checkpoint', 'figures',
+           'open_measured', 'usual_measure', 'next_measurement', 'evaluate', 'writes_text', 'generate', 'fault_in_chat',
+           'chat', 'export', 'show_finding', 'doctor', 'show_plan', 'plan', 'show_results', 'show_story',
+           'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #99import
 import click
@@ -27,20 +27,14 @@ import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import Field, fields
 from functools import partial
-from inspect import getsource
 from . import __version__
 from pathlib import Path
 
-from llm_course.pipeline import (
-    CAREFUL, STORIES, draw_losses, more_time, own_stories, sample_text, visible,
-)
-from .chat import Chat, check_prompt, typed_lines
-from llm_course.terminal import (
-    LineBreaker, columns, first_process, fitted, format_table, runnable, show_command, speak,
-)
-from .grading import verdict
+from .config import ModelConfig, TrainingConfig
+from .files import visible
+from .terminal import (LineBreaker, columns, first_process, fitted, format_table, runnable, show_command, speak)
 
 # %% ../nbs/99_cli.ipynb #ab85d47e
 def sentence(error: BaseException) -> str | None:
@@ -575,48 +569,57 @@ def prepare(
     speak(next_command("train", data=out_dir))
 
 # %% ../nbs/99_cli.ipynb #8f451a1b
-def config_fields() -> dict[str, type]:
-    "The fields of a config and their types: the model's, then the training's."
-    from llm_course.config import ModelConfig
-    from llm_course.config import TrainingConfig
-    return {field.name: field.type for part in (ModelConfig, TrainingConfig) for field in fields(part)}
+class ConfigOption(click.Option):
+    "A field of the config, as an option; `typed_fields` has what was given."
+
+    def __init__(self, field: Field, group: str) -> None:
+        alone = {"is_flag": False, "flag_value": "true"} if field.type is bool else {}  # `--compile` is `--compile true`
+        metavar = {int: "INTEGER", float: "NUMBER", bool: "[true|false]"}.get(field.type, "TEXT")
+        metavar = "|".join(field.metadata["choices"]) or metavar
+        super().__init__([f"--{field.name}"], help=field.metadata["help"], metavar=metavar, expose_value=False, show_default=False,
+                         callback=self.keep, **alone)
+        self.group = group
+
+    @staticmethod
+    def keep(ctx: click.Context, option: click.Option, value: str | None) -> None:
+        "Note a value, as it was typed: `load_config` reads it."
+        if value is not None and value.startswith("--"):
+            raise click.BadOptionUsage(option.name, f"--{option.name} needs a value: --{option.name}=VALUE.", ctx)
+        if value is not None:
+            typed_fields(ctx)[option.name] = value
 
 
-def overrides(args: list[str], stage: click.Command) -> dict[str, str]:
-    "`--max_steps 2 --lr=3e-4 --compile` as {'max_steps': '2', 'lr': '3e-4', 'compile': 'true'}; UserError for an unknown name."
-    from llm_course.files import UserError, did_you_mean
-    known, values, words = config_fields(), {}, list(args)
-    names = [f"--{field}" for field in known] + [parameter.opts[0] for parameter in stage.params]
-    while words:
-        word, equals, value = words.pop(0).partition("=")
-        name = word.removeprefix("--").replace("-", "_")
-        if not word.startswith("--") or name not in known:
-            raise UserError(f"there is no option {word!r}.{did_you_mean(f'--{name}', names)}")
-        if not equals and known[name] in (bool, "bool") and (not words or words[0].startswith("--")):
-            value = "true"
-        elif not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"{word} needs a value: {word}=VALUE.")
-            value = words.pop(0)
-        values[name] = value
-    return values
+def typed_fields(ctx: click.Context) -> dict[str, str]:
+    "The fields of the config that were given as options: {'max_steps': '2', 'lr': '3e-4', 'compile': 'true'}."
+    return ctx.meta.setdefault("llm_course.config_fields", {})
+
+
+class Configurable(Computing):
+    "A command with all fields of the config as options; its help shows them in groups of their own."
+
+    def __init__(self, *args: object, **settings: object) -> None:
+        super().__init__(*args, **settings)
+        self.params += [ConfigOption(field, group) for group, part in (("Model", ModelConfig), ("Training", TrainingConfig))
+                        for field in fields(part)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            groups.setdefault(getattr(option, "group", "Options"), []).append(option.get_help_record(ctx))
+        for name, rows in groups.items():
+            with formatter.section(name if name == "Options" else f"{name} (fields of the config; default: as it has them)"):
+                formatter.write_dl(rows)
 
 # %% ../nbs/99_cli.ipynb #5915af7b
-def field_comments(dataclass: type) -> dict[str, str]:
-    "The comment on the line of each field of a dataclass."
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", getsource(dataclass), re.MULTILINE))
-
-
 def describe_config(config: object) -> str:
     "Every field of a Config: its name, its value, its meaning."
-    rows = [(f.name, getattr(part, f.name), comments.get(f.name, "")) for part in (config.model, config.training)
-            for comments in [field_comments(type(part))] for f in fields(part)]
+    rows = [(field.name, getattr(part, field.name), field.metadata["help"])
+            for part in (config.model, config.training) for field in fields(part)]
     left, middle = (max(len(f"{row[i]}") for row in rows) for i in (0, 1))
     lines = (f"  {name:<{left}}  {value!s:<{middle}}  {meaning}".rstrip() for name, value, meaning in rows)
     return "\n".join(fitted(line, columns(sys.stdout), hang=left + middle + 6) for line in lines)
 
 # %% ../nbs/99_cli.ipynb #9bb2c2f7
-FREE = {"ignore_unknown_options": True, "allow_extra_args": True}
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
 verify_option = click.option("--verify/--no_verify", default=True, help="Read every byte first, to see that none has changed.")
 
@@ -624,13 +627,12 @@ verify_option = click.option("--verify/--no_verify", default=True, help="Read ev
 def refuse_shape(typed: dict[str, str], init_from: str) -> None:
     "UserError where a flag asks for another shape than the weights have."
     from llm_course.files import UserError
-    from llm_course.config import ModelConfig
     for name in typed:
         if name in {field.name for field in fields(ModelConfig)} - {"seq_len"}:
             raise UserError(f"--{name} is part of the shape, which comes from --init_from {init_from}: leave it out.")
 
 
-@main.command(cls=Computing, context_settings=FREE)
+@main.command(cls=Configurable)
 @click.option("--config", type=PATH, default="125m", help="tiny, lesson, demo, speedrun, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint, if there is one.")
 @click.option("--init_from", type=PATH,
@@ -643,10 +645,11 @@ def refuse_shape(typed: dict[str, str], init_from: str) -> None:
 @click.pass_context
 def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool,
           verify: bool) -> None:
-    """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4; see --show."""
+    """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4."""
+    from llm_course.pipeline import sample_text
     from llm_course.config import load_config
-    from llm_course.resilience import train as run
-    typed = overrides(ctx.args, ctx.command)
+    from llm_course.pipeline import train as run
+    typed = typed_fields(ctx)
     chosen = load_config(config, typed)
     if show:
         click.echo(describe_config(chosen))
@@ -670,13 +673,13 @@ def only_the_demo() -> bool:
 def open_checkpoint(ckpt: str, tok: str | None, device: str, verify: bool = True) -> object:
     "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given and it has one."
     from llm_course.tokenizer import Tokenizer
-    from llm_course.checkpoint import load_checkpoint
+    from llm_course.integrity import load_verified
     from llm_course.device import pick_device
     if ckpt == LATEST and only_the_demo():
         theirs = f"llm-course {click.get_current_context().info_name} --ckpt {DEMO}/checkpoints/latest"
         raise click.UsageError(f"There is no checkpoint at {ckpt}: `{theirs}` takes that of the demo.")
     named = Tokenizer.load(tok) if tok else None
-    checkpoint = load_checkpoint(ckpt, pick_device(device), named, verify)
+    checkpoint = load_verified(ckpt, pick_device(device), named, verify)
     if named:
         checkpoint.check_tokenizer(named, tok)
     checkpoint.model.eval()
@@ -787,6 +790,8 @@ def writes_text(stage: Callable) -> Callable:
 @click.option("--check", is_flag=True, help="Ask the grammar of the tales about each text.")
 def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str, n: int, check: bool, **settings: float) -> None:
     "Write on from a prompt."
+    from llm_course.chat import check_prompt
+    from llm_course.grading import verdict
     from llm_course.decoding import fast_engine
     from llm_course.generation import stream_text
     checkpoint = open_checkpoint(ckpt, tok, device, verify)
@@ -818,6 +823,7 @@ def fault_in_chat(error: Exception) -> str:
 @writes_text
 def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None, **settings: float) -> None:
     "Write on from what you type, again and again. Lines from a pipe do as well."
+    from llm_course.chat import Chat, typed_lines
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their line a sentence, and only that line
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
@@ -927,7 +933,7 @@ def show_plan(made: object) -> dict[str, object]:
     return rows
 
 
-@main.command(cls=Computing, context_settings=FREE)
+@main.command(cls=Configurable)
 @click.option("--config", type=PATH, default="125m", help="tiny, lesson, demo, speedrun, 125m, 350m, 1.3b, or the path of a JSON file.")
 @click.option("--batch", type=click.IntRange(min=1), help="Sequences that a device holds at a time.  [default: the config's]")
 @click.option("--device", default="auto", help="auto, cpu, cuda, mps: this machine, measured; a100, h100, ...: by data sheet.")
@@ -938,13 +944,14 @@ def plan(ctx: click.Context, config: str, batch: int | None, device: str, device
     """Say what a training takes: memory and time. Every field of the config is an option too, as in `train`."""
     from llm_course.planner import plan as make_plan
     from llm_course.config import load_config
-    made = make_plan(load_config(config, overrides(ctx.args, ctx.command)), batch, device, devices, tokens)
+    made = make_plan(load_config(config, typed_fields(ctx)), batch, device, devices, tokens)
     click.echo(format_table(show_plan(made), columns(sys.stdout)))
     speak(made.advice)
 
 # %% ../nbs/99_cli.ipynb #794468d5
 def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
+    from llm_course.pipeline import draw_losses
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
     from llm_course.shards import Manifest
@@ -961,6 +968,7 @@ def show_results(checkpoint: object, seen: int, root: Path, force: bool = False)
 
 def show_story(story: str) -> None:
     "Print a story, in lines of 100 columns or what the terminal has, and the grammar's verdict on it."
+    from llm_course.grading import verdict
     limit = min(100, columns(sys.stdout) or 100)
     click.echo(f"\n{textwrap.fill(visible(story), limit, break_long_words=False, break_on_hyphens=False)}")
     speak(f"  {verdict(story)}", hang=2)
@@ -968,6 +976,7 @@ def show_story(story: str) -> None:
 
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
+    from llm_course.pipeline import STORIES, own_stories
     from llm_course.grading import grade
     stories = own_stories(checkpoint)
     for story in stories[:3]:
@@ -975,7 +984,7 @@ def show_stories(checkpoint: object) -> None:
     speak(f"\nOf {STORIES} such stories, {grade(stories).valid:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #e6754c45
-@main.command(cls=Computing, context_settings=FREE)
+@main.command(cls=Configurable)
 @click.option("--config", type=PATH, default="demo", help="tiny, lesson, demo, ... or the path of a JSON file.")
 @click.option("--root", type=PATH, default=DEMO, help="Where everything goes.")
 @click.option("--stories", type=click.IntRange(min=10), default=30_000, help="Stories to train on.")
@@ -984,19 +993,20 @@ def show_stories(checkpoint: object) -> None:
 @click.pass_context
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
+    from llm_course.pipeline import CAREFUL, more_time, sample_text
     from llm_course.files import check_ours
-    from llm_course.checkpoint import load_checkpoint, read_manifest
+    from llm_course.integrity import load_verified, verify_checkpoint
     from llm_course.config import load_config
     from llm_course.device import pick_device
     from llm_course.pipeline import train_on_tales
     check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
-    chosen, typed = load_config(config, overrides(ctx.args, ctx.command)), typed_command(ctx)
+    chosen, typed = load_config(config, typed_fields(ctx)), typed_command(ctx)
     again = shlex.join(word for word in shlex.split(typed) if word != "--fresh")
     speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
     ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample_text, say=speak,
                           fresh=fresh, force=force, command=typed, again=f"`{again}`")
-    checkpoint = load_checkpoint(ckpt, pick_device())
-    seen = read_manifest(checkpoint.path, verify=False)["run"]["tokens"]
+    checkpoint = load_verified(ckpt, pick_device())
+    seen = verify_checkpoint(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
     if hint := more_time(checkpoint, seen): speak(hint)

@@ -16,10 +16,11 @@ from pathlib import Path
 from torch import Tensor
 from weakref import WeakKeyDictionary
 
-from .attention import KVCache, causal_attention, chunked_attention, rope_table, use_chunked_attention
+from .attention import KVCache, causal_attention, rope_table
 from .files import UserError
 from .generation import Engine, PlainEngine
-from .gpt import GPT, Block, compile_anywhere
+from .gpt import GPT, Block
+from .kernels import chunked_attention, compile_anywhere, is_compiled, use_chunked_attention
 from .shapes import shape_checked
 
 # %% ../nbs/62_decoding.ipynb #gen00007
@@ -200,7 +201,7 @@ class GraphEngine(PackedEngine):
         self.at = torch.zeros(1, dtype=torch.long, device=device)  # the position of `ids`
         self.future: Tensor | None = None  # of the positions that a recording looks at, those that hold nothing yet
         self.recorded: dict[int, tuple[Callable[[], object], Tensor]] = {}  # for so many positions: how to play it, and its logits
-        if model.compiled_blocks:
+        if is_compiled(model):
             self.one_block = compile_anywhere(self.one_block, dynamic=False, options={"coordinate_descent_tuning": True})
 
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:

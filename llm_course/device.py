@@ -73,22 +73,23 @@ class World(NamedTuple):
     local_rank: int = 0
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of `value` over all processes, the same number in each."""
-        if self.size > 1: dist.all_reduce(value)
-        return value.item() / self.size
+    def all_reduce_mean(self, value: Tensor) -> Tensor:
+        """The mean of `value` over all processes, the same in each."""
+        if self.size == 1: return value
+        dist.all_reduce(share := value / self.size)
+        return share
 
-    def agreed(self, number: int, device: torch.device) -> int:
+    def all_reduce_max(self, number: int, device: torch.device) -> int:
         """The largest `number` of all processes, so that all do the same."""
         if self.size == 1: return number
         dist.all_reduce(value := torch.tensor(number, device=device), dist.ReduceOp.MAX)
         return int(value.item())
 
-    def gathered(self, value: object) -> list:
+    def all_gather(self, value: object) -> list:
         """What each process has, in their order."""
         if self.size == 1: return [value]
         dist.all_gather_object(values := [None] * self.size, value)

@@ -4,7 +4,8 @@
 __all__ = ['SECONDS', 'RECORD', 'MAX_JSON', 'UserError', 'did_you_mean', 'quantity', 'duration', 'sync_folder',
            'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
            'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
-           'message_stream', 'print_message', 'read_json', 'write_synced', 'write_folder', 'folder_lock', 'locked']
+           'message_stream', 'print_message', 'visible', 'read_json', 'write_synced', 'write_folder', 'folder_lock',
+           'locked']
 
 # %% ../nbs/10_files.ipynb #10import
 import difflib
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -312,6 +314,11 @@ def message_stream(name: str) -> MessageStream:
 def print_message(text: object = "") -> None:
     "Print a line for people, at once. That nobody can read it ends no work."
     print(text, file=message_stream("stdout"), flush=True)
+
+# %% ../nbs/10_files.ipynb #2f59243a
+def visible(text: str) -> str:
+    "Text as it may be shown: control characters, other than tabs and line ends, as U+FFFD."
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 # %% ../nbs/10_files.ipynb #6c41fed4
 MAX_JSON = 2**26   # bytes: no config and no manifest has a hundredth of that

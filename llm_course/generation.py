@@ -32,8 +32,8 @@ class PlainEngine:
     "The model as it is, with a KV cache; without one it reads the whole text again for each token."
 
     def __init__(self, model: GPT, batch: int, use_cache: bool = True) -> None:
-        self.model, self.cache = model, model.make_cache(batch) if use_cache else None
-        self.reset()
+        self.model, self.ids = model, None  # ids: what was read, where no cache remembers it
+        self.cache = model.make_cache(batch) if use_cache else None
 
     @torch.no_grad()
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:

@@ -13,7 +13,6 @@ import torch
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from torch import Tensor
@@ -22,12 +21,12 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from unittest.mock import patch
 
 from .config import Config, ModelConfig
 from .files import UserError, did_you_mean, quantity
 from .gpt import GPT
-from .training import accumulate
+from .kernels import accelerate
+from .training import forward_backward
 from llm_course.device import (
     bandwidth, memory, pick_device, pick_precision, processor_name, rate_at_shapes,
 )
@@ -119,7 +118,7 @@ class StepEstimate:
 def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> StepEstimate:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 
-    The model, `accumulate`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
+    The model, `forward_backward`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
     is played and counted as often as it comes. What a kernel takes for itself is not seen. Off a processor, attention is PyTorch's."""
     training, rows = config.training, config.training.batch_size // devices
     size = min(rows, training.micro_batch_size or rows)
@@ -131,11 +130,10 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
         ledger.tag = "passing"
         return loss
 
-    elsewhere = nullcontext() if on_cpu else patch("llm_course.attention.is_cpu", lambda device: False)
-    with elsewhere, torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
-        model = GPT(config.model).train()
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
+        model = accelerate(GPT(config.model), device="cpu" if on_cpu else "cuda", trim=False).train()
         model.checkpoint_activations = training.checkpoint_activations
-        model.check, model.places = lambda *_: None, lambda targets: targets.shape[1]  # there are no numbers to look at
+        model.check_ids = False  # there are no numbers to look at
         optimizers, ledger.tag = make_optimizers(model, training, precision), "optimizer"
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
@@ -147,7 +145,7 @@ def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: in
         ledger.call_it("buckets", buckets)
         ids, ledger.peak = torch.zeros(size, config.model.seq_len, dtype=torch.long), Counter(ledger.now)
         ledger.calls.clear()
-        accumulate(forward, ids, ids, size, lambda: torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16))
+        forward_backward(forward, ids, ids, size, precision)
         calls, ledger.tag = Counter({call: times * often for call, often in ledger.calls.items()}), "optimizer"
         ledger.calls.clear()
         clip_grad_norm_(model.parameters(), training.grad_clip or math.inf)
@@ -160,12 +158,13 @@ BARE = """
 import re, torch
 from pathlib import Path
 from llm_course.gpt import GPT
-from llm_course.training import accumulate
+from llm_course.kernels import accelerate
+from llm_course.training import forward_backward
 from llm_course.config import load_config
 from llm_course.optim import make_optimizers
 config = load_config("tiny")
-model, ids = GPT(config.model), torch.zeros(1, 2, dtype=torch.long)
-accumulate(model, ids, ids, 1, lambda: torch.autocast("cpu", torch.bfloat16, enabled={bf16}))
+model, ids = accelerate(GPT(config.model)), torch.zeros(1, 2, dtype=torch.long)
+forward_backward(model, ids, ids, 1, torch.bfloat16 if {bf16} else torch.float32)
 for optimizer in make_optimizers(model, config.training): optimizer.step()
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """

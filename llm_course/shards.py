@@ -513,7 +513,6 @@ def _tokenized(
         ids, places = np.frombuffer(ids, tokenizer.dtype), pairwise(accumulate(lengths, initial=0))
         yield from (complete(split, document, lambda _: ids[slice(*next(places))]) for split, document in chunk)
 
-
 # %% ../nbs/17_shards.ipynb #344b84af
 def write_shards(
     train_documents: Iterable[str | Tokenized],

@@ -23,7 +23,7 @@ def first_process() -> bool:
         return True
     from llm_course.device import launched
     with contextlib.suppress(UserError):
-        return launched().leads
+        return launched().is_main
     return True
 
 

@@ -1,16 +1,13 @@
-"Readers, the split, atomic files and downloads: what users bring, and what breaks."
-import hashlib
+"Readers, the split and atomic files: what users bring, and what breaks."
 import json
 import os
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llm_course.corpus import Corpus, between, download, held_out, normalized, write_tales_corpus
+from llm_course.corpus import Corpus, between, held_out, normalized, write_tales_corpus
 from llm_course.files import UserError, atomic_write, did_you_mean
 from llm_course.tales import check_tale
 
@@ -236,108 +233,3 @@ def test_atomic_write_lets_other_errors_through(tmp_path):
 
 def test_did_you_mean():
     assert did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?" and did_you_mean("x", ["abc"]) == ""
-
-
-# Downloads, from a server on this machine
-
-DATA = os.urandom(300_000)
-SHA = hashlib.sha256(DATA).hexdigest()
-
-
-class Server(BaseHTTPRequestHandler):
-    "`limit`: bytes sent before the connection ends; `ranges`: whether it knows how to go on."
-    limit, ranges, asked = 10**9, True, []
-
-    def do_GET(self):
-        self.asked.append(self.headers["Range"])
-        if self.path != "/data.bin":
-            return self.send_error(404)
-        start = int(self.headers["Range"][6:-1]) if self.headers["Range"] and self.ranges else 0
-        if start >= len(DATA):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(DATA) - start))
-        self.end_headers()
-        self.wfile.write(DATA[start:start + self.limit])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    handler = type("Handler", (Server,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        handler.url = f"http://127.0.0.1:{server.server_port}/data.bin"
-        yield handler
-        server.shutdown()
-
-
-def test_download(server, tmp_path):
-    path = download(server.url, tmp_path / "new" / "data.bin", SHA.upper())
-    assert path.read_bytes() == DATA and os.listdir(path.parent) == ["data.bin"]
-    download(server.url, path, SHA)
-    assert server.asked == [None]  # the second call had nothing to do
-
-
-def test_download_goes_on_where_it_broke_off(server, tmp_path):
-    server.limit = 100_000
-    with pytest.raises(UserError, match="broke off after 100,000 bytes"):
-        download(server.url, tmp_path / "data.bin", SHA, tries=1)
-    assert os.listdir(tmp_path) == ["data.bin.part"]
-    assert download(server.url, tmp_path / "data.bin", SHA, tries=2).read_bytes() == DATA
-    assert server.asked == [None, "bytes=100000-", "bytes=200000-"] and os.listdir(tmp_path) == ["data.bin"]
-
-
-def test_download_from_a_server_that_cannot_go_on(server, tmp_path):
-    "It starts afresh, and the part is not doubled."
-    put(tmp_path / "data.bin.part", DATA[:1000])
-    server.ranges = False
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-def test_download_of_a_part_that_is_whole(server, tmp_path):
-    put(tmp_path / "data.bin.part", DATA)
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-def test_download_with_a_wrong_hash(server, tmp_path):
-    "Nothing stands under the name, and the next call is not spoilt by what is left."
-    with pytest.raises(UserError, match="300,000 bytes is [0-9a-f]{64}, not 0000"):
-        download(server.url, tmp_path / "data.bin", "0" * 64)
-    assert os.listdir(tmp_path) == []
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-@pytest.mark.parametrize("part", [b"something else", DATA + b"more"])
-def test_download_after_a_part_of_something_else(server, tmp_path, part):
-    "Where the whole is wrong, and an earlier part is in it, it is fetched once more from the beginning."
-    put(tmp_path / "data.bin.part", part)
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-    assert server.asked == [f"bytes={len(part)}-", None] and os.listdir(tmp_path) == ["data.bin"]
-
-
-def test_download_replaces_a_wrong_file_only_when_the_right_one_is_there(server, tmp_path):
-    path = put(tmp_path / "data.bin", b"old")
-    server.limit = 1000
-    with pytest.raises(UserError):
-        download(server.url, path, SHA, tries=1)
-    assert path.read_bytes() == b"old"
-    server.limit = 10**9
-    assert download(server.url, path, SHA).read_bytes() == DATA
-
-
-@pytest.mark.parametrize("url, says", [
-    ("ftp://example.org/a", "must begin with http"), ("file:///etc/passwd", "must begin with http"),
-    ("http://127.0.0.1:9/a", "cannot be downloaded"), ("http://", "cannot be downloaded")])
-def test_download_from_nowhere(tmp_path, url, says):
-    with pytest.raises(UserError, match=says):
-        download(url, tmp_path / "a", SHA)
-    assert not (tmp_path / "a").exists()
-
-
-def test_download_of_what_is_not_there(server, tmp_path):
-    with pytest.raises(UserError, match="Not Found"):
-        download(server.url + "x", tmp_path / "a", SHA)
-    assert os.listdir(tmp_path) == []

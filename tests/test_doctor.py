@@ -19,9 +19,9 @@ import torch.nn.functional as F
 
 from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
 from llm_course import attention, doctor, packing
-from llm_course.doctor import (TINY, Finding, Places, check_checkpoints, check_clock, check_disk, check_folders, check_log,
+from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check_clock, check_disk, check_folders, check_log,
                                check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
-from llm_course.numerics import ways_on
+from llm_course.numerics import device_code_paths
 from llm_course.shards import Manifest
 from llm_course.checkpoint import step_folders
 from llm_course.device import pick_precision
@@ -35,7 +35,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="limits and permissions of
 def look(folder: Path, *checks: Callable, **places: object) -> list[Finding]:
     "What the checks (those of files, unless given) find in a folder with the default paths."
     with contextlib.chdir(folder):
-        return [finding for check in checks or FILES for finding in guarded(check, Places(**places))]
+        return [finding for check in checks or FILES for finding in guarded(check, RunPaths(**places))]
 
 
 def wrong(findings: list[Finding]) -> list[Finding]:
@@ -52,7 +52,7 @@ def run_command(command: str, folder: Path) -> None:
 
 def elsewhere(check: str, before: str = "", **env: str) -> list[Finding]:
     "What one check finds in a process of its own, started by a shell that has run `before`."
-    code = f"import json; from llm_course.doctor import *; print(json.dumps([vars(f) for f in {check}(Places())]))"
+    code = f"import json; from llm_course.doctor import *; print(json.dumps([vars(f) for f in {check}(RunPaths())]))"
     script = f"{before}\n{shlex.join([sys.executable, '-c', code])}"
     done = subprocess.run(["bash", "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT), **env}, capture_output=True, text=True,
                           timeout=PATIENCE)
@@ -256,7 +256,7 @@ def test_a_read_only_folder_is_found():
         if os.geteuid() == 0:
             os.chown(folder, 65534, 65534)
         folder.chmod(0o555)
-        places = Places(data=str(folder / "shards"), checkpoints=str(folder))
+        places = RunPaths(data=str(folder / "shards"), checkpoints=str(folder))
         with powerless():
             [finding] = wrong(list(check_folders(places)))
             assert "Permission denied" in finding.what and finding.command == shlex.join(["chmod", "u+rwX", str(folder)])
@@ -285,7 +285,7 @@ def test_a_full_disk_is_found(run: Path, tmp_path: Path):
     try:
         shutil.copytree(run / CHECKPOINTS, small / "checkpoints", symlinks=True)
         (small / "film.mp4").write_bytes(bytes(shutil.disk_usage(small).free))
-        places = Places(data=str(small / "shards"), checkpoints=str(small / "checkpoints"))
+        places = RunPaths(data=str(small / "shards"), checkpoints=str(small / "checkpoints"))
         disk, folders = wrong(list(check_disk(places))), wrong(list(check_folders(places)))
         assert disk and folders and "No space left" in folders[0].what
         shown = subprocess.run(disk[0].command.replace("checkpoints", ""), shell=True, capture_output=True, text=True).stdout
@@ -370,21 +370,21 @@ def test_an_attention_that_is_wrong_is_found(fault, caught, monkeypatch):
     sound, blocks = F.scaled_dot_product_attention, attention.chunked_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, **options: fault(sound, *qkv, **options))
     monkeypatch.setattr(attention, "attention_in_blocks", lambda *qkv: fault(lambda q, k, v, **_: blocks(q, k, v), *qkv))
-    found = wrong(list(check_numbers(Places())))
+    found = wrong(list(check_numbers(RunPaths())))
     assert caught in " ".join(finding.what for finding in found) and all(finding.command for finding in found)
     monkeypatch.undo()
-    assert not wrong(list(check_numbers(Places())))
+    assert not wrong(list(check_numbers(RunPaths())))
 
 
 def test_an_accelerator_has_the_same_judge():
     "The checks of an accelerator, here with the processor in its place: the judge is NumPy, not a second torch."
-    assert all(way.error <= way.allowed for way in ways_on(torch.device("cpu")))
+    assert all(way.error <= way.allowed for way in device_code_paths(torch.device("cpu")))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_agrees():
-    assert all(way.error <= way.allowed for way in ways_on(torch.device("cuda", 0)))
+    assert all(way.error <= way.allowed for way in device_code_paths(torch.device("cuda", 0)))
 
 
 @pytest.mark.skipif("AMX" not in pick_precision("auto", torch.device("cpu"))[1], reason="this processor has no AMX to turn off")
@@ -405,12 +405,12 @@ def test_a_package_outside_its_range_is_found(tmp_path: Path, monkeypatch):
     "An old numpy and an old gguf before the sound ones on the path: one command for both."
     installed(tmp_path, "gguf", "0.1.0"), installed(tmp_path, "numpy", "1.20.3")
     monkeypatch.syspath_prepend(tmp_path)
-    [finding] = wrong(list(check_packages(Places())))
+    [finding] = wrong(list(check_packages(RunPaths())))
     assert "numpy is 1.20.3" in finding.what and "gguf is 0.1.0" in finding.what
     assert shlex.split(finding.command)[-2:] == ["numpy>=1.26", "gguf>=0.17"]
     for name, version in (("gguf", "0.18"), ("numpy", "1.26.4")):
         shutil.rmtree(next(tmp_path.glob(f"{name}-*"))), installed(tmp_path, name, version)
-    assert not wrong(list(check_packages(Places())))
+    assert not wrong(list(check_packages(RunPaths())))
 
 
 def test_the_ranges_are_known_without_settings_ini(tmp_path: Path, monkeypatch):
@@ -432,7 +432,7 @@ def test_versions_are_compared_by_their_numbers(version: str, bounds: str, insid
     "A build's name after the + does not count, and a candidate of a release that is too new is too new."
     monkeypatch.setattr(doctor, "requirements", lambda: [("torch", bounds, "")])
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version)
-    [finding] = check_packages(Places())
+    [finding] = check_packages(RunPaths())
     assert finding.state == ("fine" if inside else "wrong")
 
 
@@ -474,7 +474,7 @@ def test_torch_compiles_in_a_folder_whose_name_has_a_space(tmp_path):
 
 def test_a_check_that_fails_is_a_finding(monkeypatch):
     "The others go on, and the command shows where it failed."
-    def check_nothing(places: Places) -> Iterator[Finding]:
+    def check_nothing(places: RunPaths) -> Iterator[Finding]:
         raise ZeroDivisionError("no reason")
         yield
     found = examine(say=lambda line: None, checks=[check_nothing, check_clock])

@@ -26,10 +26,11 @@ from llm_course.files import RECORD, UserError, atomic_write
 from llm_course.tales import sample_tales
 from llm_course.shards import write_shards
 from llm_course.tokenizer import train_tokenizer
-from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, save_checkpoint, step_folders
+from llm_course.checkpoint import CHECKPOINT_FILES, newest_checkpoint, save_checkpoint, step_folders
+from llm_course.integrity import load_verified
 from llm_course.config import load_config
-from llm_course.resilience import start_run, train
-from llm_course.training import open_shards, read_log
+from llm_course.pipeline import open_shards, start_run, train
+from llm_course.training import TrainState, read_log
 
 # Downloads, from a server on this machine that does what it is told
 
@@ -296,7 +297,7 @@ def sound(out: Path) -> int:
 
 def sound_checkpoints(out: Path) -> int:
     "Load every checkpoint; how many there are."
-    return len([load_checkpoint(folder) for folder in step_folders(out)])
+    return len([load_verified(folder) for folder in step_folders(out)])
 
 
 def test_a_full_disk_in_the_middle_of_a_run(trained, disk, tmp_path):
@@ -364,19 +365,19 @@ def test_latest_where_links_are_refused_and_the_disk_is_full(trained, disk, monk
         raise OSError("links are refused")
     monkeypatch.setattr(Path, "symlink_to", refuse)
     small = disk("size=30m")
-    run = start_run(load_config("tiny", {"precision": "fp32", "keep_checkpoints": 9}), trained / "data/shards", torch.device("cpu"), say=list)
-    out = small.seen / "out"
-    save_checkpoint(run, out)
-    run.step = 1
+    config = load_config("tiny", {"precision": "fp32", "keep_checkpoints": 9})
+    start = start_run(config, trained / "data/shards", torch.device("cpu"), log=list)
+    out, model = small.seen / "out", start.trainer.model
+    save = lambda step: save_checkpoint(out, model, start.tokenizer, config.training, TrainState(step), start.trainer.optimizers)
+    save(0)
     size = sum(file.stat().st_size for file in (out / "step-000000").iterdir())
     small.fill(leave=int(1.5 * size))
     with pytest.raises(UserError, match=r"latest cannot be written: .*No space left on device"):
-        save_checkpoint(run, out)
-    assert load_checkpoint(out / "step-000001").step == 1 and load_checkpoint(out / "latest").step == 0
+        save(1)
+    assert load_verified(out / "step-000001").step == 1 and load_verified(out / "latest").step == 0
     small.make_room()
-    run.step = 2
-    save_checkpoint(run, out)
-    assert load_checkpoint(out / "latest").step == 2
+    save(2)
+    assert load_verified(out / "latest").step == 2
 
 
 def test_a_disk_without_inodes(trained, disk, tmp_path):
@@ -573,7 +574,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable,
     fields = {"n_layers": 1, "d_model": 4, "n_heads": 1, "n_kv_heads": 1, "d_ff": 4, "seq_len": 16,
               "max_steps": 1, "precision": "fp32", "batch_size": 2}
     result = train(load_config("tiny", fields), folder / "shards", folder / "out", device="cpu", progress=False, say=list)
-    return {"shards": (load_shards, folder / "shards"), "checkpoint": (load_checkpoint, result.checkpoint)}
+    return {"shards": (load_shards, folder / "shards"), "checkpoint": (load_verified, result.checkpoint)}
 
 
 def load_shards(folder: Path) -> None:

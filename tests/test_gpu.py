@@ -14,8 +14,8 @@ from llm_course.gpt import GPT, LinearCrossEntropy
 from llm_course.decoding import GraphEngine, fast_engine
 from llm_course.generation import PlainEngine, generate
 from llm_course.config import load_config
-from llm_course.resilience import start_run, train
-from llm_course.training import read_log, train_step
+from llm_course.pipeline import start_run, train
+from llm_course.training import read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = "cuda"
@@ -92,8 +92,8 @@ def test_a_gpu_learns_as_a_processor_does(trained: Path, compile, muon_lr_scale)
     for device, precision in (("cpu", "fp32"), (GPU, "fp32"), (GPU, "bf16")):
         config = load_config("tiny", {"precision": precision, "max_steps": 10, "warmup_steps": 2, "muon_lr_scale": muon_lr_scale,
                                       "compile": compile and device == GPU, "seq_len": 64})
-        run = start_run(config, trained / "data/shards", torch.device(device), say=lambda text: None)
-        losses[device, precision] = [train_step(run)[0] for _ in range(10)]
+        run = start_run(config, trained / "data/shards", torch.device(device), log=lambda text: None).trainer
+        losses[device, precision] = [run.step() or run.loss for _ in range(10)]
     assert losses[GPU, "fp32"] == pytest.approx(losses["cpu", "fp32"], rel=2e-4)
     assert losses[GPU, "bf16"] == pytest.approx(losses["cpu", "fp32"], rel=2e-2)
 

@@ -34,12 +34,13 @@ from llm_course.config import ModelConfig
 from llm_course.preparation import TokenFiles
 from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.checkpoint import json_bytes, load_checkpoint, prune, resume_run
+from llm_course.checkpoint import json_bytes, prune
+from llm_course.integrity import load_verified
 from llm_course.config import Config, TrainingConfig, load_config
 from llm_course.device import pick_device
 from llm_course.files import read_json
 from llm_course.pipeline import StageCache
-from llm_course.resilience import start_run, train
+from llm_course.pipeline import resume_run, start_run, train
 from llm_course.training import read_log
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
@@ -71,7 +72,7 @@ def reads_config(folder: Path) -> None:
 
 
 def reads_checkpoint(folder: Path) -> None:
-    found = load_checkpoint(folder)
+    found = load_verified(folder)
     assert type(found.step) is int and found.step >= 0, f"a step is {found.step!r}"
     assert found.config.model.n_params == sum(p.numel() for p in found.model.parameters())
     found.tokenizer.decode(found.tokenizer.encode("Once upon a time"))
@@ -79,13 +80,14 @@ def reads_checkpoint(folder: Path) -> None:
 
 def resumes(folder: Path) -> None:
     if "run" not in KEPT:
-        KEPT["run"] = start_run(load_config(folder / "run.json"), folder / "shards", pick_device("cpu"), say=quiet)
-    run = KEPT["run"]
-    resume_run(run, folder / "step-000002", quiet)
+        KEPT["run"] = start_run(load_config(folder / "run.json"), folder / "shards", pick_device("cpu"), log=quiet)
+    start = KEPT["run"]
+    trainer, run = start.trainer, start.trainer.state
+    resume_run(trainer, start.tokenizer, folder / "step-000002", quiet)
     assert all(type(count) is int for count in (run.step, run.max_steps, run.skipped, run.consecutive_skips))
     assert 0 <= run.step <= run.max_steps
     assert type(run.sequences) is int and type(run.tokens) is float and 0 <= run.sequences and 0 <= run.tokens
-    for optimizer in run.optimizers:
+    for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group["params"][0].grad = group["params"][0].detach() * 0
         optimizer.step()
@@ -155,7 +157,7 @@ def reads_object(folder: Path) -> None:
 
 
 def reads_latest(folder: Path) -> None:
-    load_checkpoint(folder / "latest")
+    load_verified(folder / "latest")
 
 
 def trains(folder: Path) -> None:

@@ -126,12 +126,14 @@ def test_only_what_compiles_loads_the_compiler():
         for module in {ORDER}:
             importlib.import_module("{PACKAGE}." + module)
             assert "torch._dynamo" not in sys.modules, module
-        from {PACKAGE}.training import TrainingConfig, accumulate, load_config, make_optimizers
+        from {PACKAGE}.config import TrainingConfig, load_config
+        from {PACKAGE}.optim import make_optimizers
+        from {PACKAGE}.training import forward_backward
         from {PACKAGE}.gpt import GPT
         model, ids = GPT(load_config("tiny").model), torch.zeros(1, 64, dtype=torch.long)
         for muon_lr_scale in (0.0, 7.0):
             optimizers = make_optimizers(model, TrainingConfig(muon_lr_scale=muon_lr_scale))
-            accumulate(model, ids, ids, 1)
+            forward_backward(model, ids, ids, 1)
             for optimizer in optimizers:
                 optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())
                 assert "torch._dynamo" not in sys.modules, optimizer

@@ -15,7 +15,7 @@ from llm_course.packing import get_batch
 from llm_course.shards import TokenDataset, Tokenized, write_shards
 from llm_course.tokenizer import train_tokenizer
 from llm_course.config import load_config
-from llm_course.resilience import train
+from llm_course.pipeline import train
 
 STATUS = "/proc/{}/status"
 pytestmark = [

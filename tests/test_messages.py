@@ -18,10 +18,11 @@ from conftest import PATIENCE, ROOT, Outcome, course, fine, words_of
 from tqdm import tqdm
 
 from llm_course.files import MessageStream, message_stream, print_message
-from llm_course.checkpoint import load_checkpoint, newest_checkpoint
+from llm_course.checkpoint import newest_checkpoint
+from llm_course.integrity import load_verified
 from llm_course.config import load_config
 from llm_course.pipeline import train_on_tales
-from llm_course.resilience import train
+from llm_course.pipeline import train
 from llm_course.training import read_log
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file descriptors as POSIX has them")
@@ -99,7 +100,7 @@ def test_work_outlives_its_reader(line, kind, number, place):
     told = [l for l in done.lines if "Standard output" in l]
     assert number == 2 or len(told) == 1 and {"full": "No space left", "closed": "closed", "gone": "Broken pipe"}[kind] in told[0], done
     if line.startswith("train"):
-        assert load_checkpoint(place / "new").step == 4 and [e["step"] for e in read_log(place / "new") if "val_loss" in e] == [2, 4]
+        assert load_verified(place / "new").step == 4 and [e["step"] for e in read_log(place / "new") if "val_loss" in e] == [2, 4]
 
 
 @posix
@@ -127,7 +128,7 @@ def test_a_process_of_its_own(shape, trained, tmp_path):
     line = f"{shlex.join([sys.executable, *words])} {shape}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0 and load_checkpoint(tmp_path / "out").step == 2, done
+    assert done.returncode == 0 and load_verified(tmp_path / "out").step == 2, done
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr, done
 
 
@@ -139,7 +140,7 @@ def test_a_library_speaks_as_safely(trained, tmp_path, capsys, monkeypatch):
 
     with contextlib.redirect_stdout(Full()), contextlib.redirect_stderr(Full()):
         result = train(load_config("tiny", {"max_steps": 2}), trained / "data/shards", tmp_path, device="cpu")
-    assert load_checkpoint(result.checkpoint).step == 2
+    assert load_verified(result.checkpoint).step == 2
     with contextlib.redirect_stdout(io.StringIO()) as heard:
         print_message("→ and 3")
     assert heard.getvalue() == "→ and 3\n"

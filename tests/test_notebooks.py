@@ -16,11 +16,11 @@ from nbconvert import HTMLExporter
 from nbdev.clean import clean_nb
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MINUTES = {"06_training": 2, "11_speed": 4}  # of two processors; all others: 1; 11 has bf16 products even where they are slow
+MINUTES = {"30_optim": 2, "32_training": 2, "33_checkpoint": 2, "60_speed": 4}  # of two CPUs; all others: 1; 60 has bf16 products even where they are slow
 WORKED = "import os; print(sum(os.times()[:4]))"  # processor seconds, with those of ended children
 SKIPPED_CELL = re.compile(r"^#\|\s*(slow|gpu|eval:\s*false)\s*$", re.M)  # as nbdev_test skips them
 FORBIDDEN = {
-    r"^\s*[!%]\s*(pip|wget|curl|conda|uv)\b": "installs or fetches: the environment is made once, and 01_corpus downloads with a check",
+    r"^\s*[!%]\s*(pip|wget|curl|conda|uv)\b": "installs or fetches: the environment is made once",
     r"\bsys\.path\b": "changes sys.path: the package is installed",
     r"filterwarnings\(\s*[\"']ignore[\"']\s*\)|simplefilter\(\s*[\"']ignore": "silences every warning: name the one that is meant",
     r"^from \S+ import \*|^\s+from \S+ import \*": "imports everything: name what is used",
@@ -76,6 +76,7 @@ def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float = 2 * PATIEN
 MOVE_CONTROLS = f"import runpy; _ = runpy.run_path({str(ROOT / 'tests' / 'controls.py')!r})"  # beside the notebook's names, not among them
 
 
+@pytest.mark.slow  # `make test` runs every notebook with nbdev_test
 @notebook
 def test_runs_in_time_and_leaves_nothing_behind(path: Path):
     "Top to bottom, offline, in its own process; what it writes lies in folders that git ignores. Then all of its widgets work."
@@ -248,6 +249,22 @@ def test_a_training_of_minutes_is_announced(path: Path):
     for cell in cells(path, "code"):
         if "train_on_tales(" in source(cell) and "#| export" not in source(cell):
             assert not re.search(r"train_on_tales\([^\n]*(progress|say)=", source(cell)), f"{path.name} trains in silence:\n{source(cell)}"
+
+
+LONG_CELLS = {}  # id of a code cell of more than 40 lines: the reason that a reader would be given
+
+
+@notebook
+def test_a_chapter_is_one_sitting(path: Path):
+    "Some 50 cells and 250 lines of code, or 600 lines in a workshop, whose first words say that it is one; no cell longer than a screen."
+    title = "".join(map(source, cells(path, "markdown")[:2]))
+    workshop = "Workshop" in title
+    code = [cell for cell in cells(path, "code")]
+    lines = [len(source(cell).splitlines()) for cell in code]
+    assert sum(lines) <= (600 if workshop else 260), f"{path.name} has {sum(lines)} lines of code"
+    assert workshop or len(cells(path, "code")) + len(cells(path, "markdown")) <= 55, f"{path.name} has too many cells"
+    for cell, n in zip(code, lines):
+        assert n <= 40 or workshop or cell["id"] in LONG_CELLS, f"{path.name} has a cell of {n} lines:\n{source(cell)[:200]}"
 
 
 @notebook

@@ -213,7 +213,7 @@ def test_another_tokenizer(tmp_path, tokenizer, datatrove, other):
 def test_train_on_what_datatrove_wrote(tmp_path, tokenizer, datatrove):
     """The real training runs on the result."""
     from llm_course.config import load_config
-    from llm_course.resilience import train
+    from llm_course.pipeline import train
 
     datatrove(TALES[:50], tmp_path / "tokens", shuffle_documents=True)
     write_shards(TokenFiles(tmp_path / "tokens", tokenizer).tokenized(), tokenizer, tmp_path / "s", val_fraction=0.1, seq_len=32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, course, fine
 
-from llm_course import corpus
+from llm_course import corpus, files
 from llm_course.corpus import write_tales_corpus
 from llm_course.files import RECORD, UserError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours
 
@@ -160,7 +160,7 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
             raise UserError(f"{target} cannot be written: No space left on device.")
         return atomic_write(target, *args)
 
-    monkeypatch.setattr(corpus, "atomic_write", full)
+    monkeypatch.setattr(files, "atomic_write", full)
     with pytest.raises(UserError, match="No space left"):
         written(path, "new")
     assert path.read_text() == "old" and is_ours(path)

@@ -23,7 +23,7 @@ from conftest import PATIENCE, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course import packing
+from llm_course import shards as shards_module
 from llm_course.corpus import held_out, normalized
 from llm_course.files import UserError
 from llm_course.tales import tales, sample_tales
@@ -605,8 +605,8 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
     routed = [(data.draw(st.sampled_from(["train", "val", "excluded"])), text) for text in documents]
     expected = list(_tokenized(iter(routed), TOKENIZER, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "_workers", out_of_order)
-        patch.setattr(packing, "_chunks", lambda routed: _chunks(routed, size))
+        patch.setattr(shards_module, "_workers", out_of_order)
+        patch.setattr(shards_module, "_chunks", lambda routed: _chunks(routed, size))
         found = list(_tokenized(iter(routed), TOKENIZER, workers))
     for (split, document), (wanted_split, wanted) in zip(found, expected, strict=True):
         assert split == wanted_split and document.text == wanted.text and np.array_equal(document.ids, wanted.ids)
@@ -615,7 +615,7 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of a thousand characters, so that few documents make many."""
-    monkeypatch.setattr(packing, "_chunks", lambda routed: _chunks(routed, 1000))
+    monkeypatch.setattr(shards_module, "_chunks", lambda routed: _chunks(routed, 1000))
 
 
 def test_the_same_bytes_from_any_number_of_processes(tmp_path, small_chunks):
@@ -707,7 +707,7 @@ def test_a_system_that_starts_no_process(folder, tmp_path, monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     before = Manifest.load(folder)
-    monkeypatch.setattr(packing.ProcessPoolExecutor, "submit", refuse)
+    monkeypatch.setattr(shards_module.ProcessPoolExecutor, "submit", refuse)
     with pytest.raises(UserError, match=r"starts no further process \(Resource temporarily unavailable\): try fewer workers"):
         write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, workers=2)
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"]

@@ -16,7 +16,8 @@ from test_training import pack, same_files, told
 from conftest import PATIENCE, ROOT, Outcome, course, fine, process
 from running import running
 from llm_course.tales import sample_tales
-from llm_course.checkpoint import load_checkpoint, newest_checkpoint, step_folders
+from llm_course.checkpoint import newest_checkpoint, step_folders
+from llm_course.integrity import load_verified
 from llm_course.training import read_log
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes of torchrun in /proc")
@@ -76,7 +77,7 @@ def test_a_number_without_others_is_no_crowd(variables, cluster, trained, tmp_pa
     """A process that is alone trains alone, and speaks."""
     cluster(**variables)
     said = fine(course("train", "--config", "tiny", "--max_steps", 1, "--data", trained / "data/shards", "--out", "out", cwd=tmp_path))
-    assert "next: " in said and load_checkpoint(tmp_path / "out").step == 1
+    assert "next: " in said and load_verified(tmp_path / "out").step == 1
 
 
 @pytest.mark.slow
@@ -170,7 +171,7 @@ def test_a_killed_process_takes_the_job_down(rank, folder, whole):
     assert outcome.code != 0
     said = re.findall("Another process of this run has ended.*", outcome.err)   # perhaps behind the bar of the killed one
     assert len(said) == 1 and "--resume" in said[0] and "training.py" not in outcome.err, outcome.err
-    saved = load_checkpoint(job.out)
+    saved = load_verified(job.out)
     assert saved.step >= 10 and saved.path.name in said[0]
     fine(Job(folder, job.out.name).ended())
     same_runs(job.out, whole)
@@ -197,7 +198,7 @@ def test_sigterm_lets_all_finish_their_step(folder, whole):
     assert outcome.code != 0 and "training.py" not in outcome.err
     stopped = read_log(job.out)[-1]["step"]
     assert f"Stopped after step {stopped}, which is saved" in outcome.out
-    assert load_checkpoint(job.out).step == stopped and os.readlink(job.out / "latest") == f"step-{stopped:06d}"
+    assert load_verified(job.out).step == stopped and os.readlink(job.out / "latest") == f"step-{stopped:06d}"
     fine(Job(folder, "stopped").ended())
     same_runs(job.out, whole)
 

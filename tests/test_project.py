@@ -247,7 +247,7 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 @pytest.fixture
 def lessons(tmp_path: Path) -> Path:
     "A checkout with two notebooks, whose environment is ready."
-    for name in ("nbs/index.ipynb", "nbs/01_corpus.ipynb", "settings.ini", "setup.py", ".venv/ready"):
+    for name in ("nbs/index.ipynb", "nbs/14_corpus.ipynb", "settings.ini", "setup.py", ".venv/ready"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name} as it is given")
     return tmp_path
@@ -269,15 +269,15 @@ def test_make_mine_keeps_what_a_learner_wrote(lessons: Path):
     assert (mine / "index.ipynb").read_text() == "nbs/index.ipynb as it is given"
     (mine / "index.ipynb").write_text("my answer")
     (mine / "mine too.ipynb").write_text("my own page")
-    (mine / "01_corpus.ipynb").unlink()
-    (lessons / "nbs" / "02_tokenizer.ipynb").write_text("a new lesson")
+    (mine / "14_corpus.ipynb").unlink()
+    (lessons / "nbs" / "16_tokenizer.ipynb").write_text("a new lesson")
     assert "newer" not in make(lessons, "mine")
     (lessons / "nbs" / "index.ipynb").write_text("the next version")
     told = make(lessons, "mine")
     assert [line.split()[0] for line in told.splitlines() if "newer version" in line] == ["mine/index.ipynb"]
     found = {path.name: path.read_text() for path in mine.glob("*.ipynb")}
-    assert found == {"index.ipynb": "my answer", "mine too.ipynb": "my own page", "02_tokenizer.ipynb": "a new lesson",
-                     "01_corpus.ipynb": "nbs/01_corpus.ipynb as it is given"}
+    assert found == {"index.ipynb": "my answer", "mine too.ipynb": "my own page", "16_tokenizer.ipynb": "a new lesson",
+                     "14_corpus.ipynb": "nbs/14_corpus.ipynb as it is given"}
     ignored = subprocess.run(["git", "check-ignore", "--no-index", "-q", "mine/index.ipynb"], cwd=ROOT)
     assert ignored.returncode in (0, 128)  # 128: no git checkout
 
@@ -417,8 +417,8 @@ def test_a_search_for_a_symptom_finds_the_page(fault, words):
 @pytest.mark.parametrize("words, module, function", [
     ("FlashAttention", "attention", "causal_attention"), ("Flash-Attn", "attention", "causal_attention"),
     ("scaled_dot_product_attention", "attention", "causal_attention"), ("sdpa_kernel", "attention", "causal_attention"),
-    ("FSDP", "training", "start_run"), ("fully_shard", "training", "start_run"), ("DeepSpeed", "training", "train_step"),
-    ("data pipeline", "training", "next_batch")])
+    ("FSDP", "distributed", "DDP"), ("fully_shard", "distributed", "DDP"), ("DeepSpeed", "training", "train_step"),
+    ("data pipeline", "training", "Trainer")])
 def test_where_to_plug_in_what_others_wrote(words, module, function):
     "README.md names it with its place, and the comment stands there."
     page = (ROOT / "README.md").read_text(encoding="utf-8").split("## Scaling")[1].split("## Other programs")[0]

@@ -146,7 +146,7 @@ def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     "Threads, hash seed and locale of the process do not stand in the model."
     code = (
         "import random; from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer\n"
-        "tales = write_tales(0, 300); random.shuffle(tales)\n"
+        "tales = sample_tales(0, 300); random.shuffle(tales)\n"
         "print(train_tokenizer(tales, 900, sample_bytes=150_000, say=lambda line: None).sha256)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}

@@ -19,6 +19,7 @@ from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.decoding import PRECISIONS, GraphEngine, PackedEngine, can_pack, fast_engine
 from llm_course.generation import PlainEngine, TextSession, generate, generate_text, stream_text
+from llm_course.kernels import accelerate
 from llm_course.sampling import (SamplingParams, apply_temperature, keep_min_p, keep_top_k, keep_top_p, multinomial,
                                  penalize_repeats)
 from llm_course.tokenizer import train_tokenizer
@@ -365,7 +366,7 @@ def test_what_a_gpu_records_is_the_model(shape, compiled, monkeypatch):
     "At every position from a prompt on, over three recordings, and again from the beginning; the blocks compiled, or not."
     monkeypatch.setattr(decoding, "packed", lambda precision, batch, *weights: partial(F.linear, weight=torch.cat(weights).detach()))
     model, text = random_model(shape, seq_len=600), torch.randint(97, (2, 600), generator=torch.Generator().manual_seed(1))
-    if compiled: model.compile_blocks()
+    if compiled: accelerate(model, compile=True)
     compile = torch.compile  # without C++: its compiler does not find a torch whose path has a space
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, dynamic=False, backend="aot_eager"))
     decoder = Played(model, 2)

@@ -13,7 +13,8 @@ import torch
 from conftest import course, fine, snapshot, words_of
 from running import PATIENCE, ROOT, Running, running
 
-from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, step_folders
+from llm_course.checkpoint import CHECKPOINT_FILES, newest_checkpoint, step_folders
+from llm_course.integrity import load_verified
 from llm_course.training import read_log
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
@@ -78,7 +79,7 @@ def interrupted(number: int, draw: random.Random, trained: Path, undisturbed: Pa
     assert stopped, run.told
     step, command = stopped.groups()
     assert newest_checkpoint(out).name == f"step-{int(step):06d}" and not list(out.glob(".*.tmp"))
-    assert all(load_checkpoint(each) for each in step_folders(out))
+    assert all(load_verified(each) for each in step_folders(out))
     fine(course(*words_of(command), cwd=folder))
     same_end(out, undisturbed)
     return int(step)
@@ -116,7 +117,7 @@ def test_a_second_interrupt_ends_at_once(trained, tmp_path):
         assert run.process.poll() is None, "the first finishes the step"
         run.send(signal.SIGINT)
         assert run.end() == 130, run.told
-    assert "Traceback" not in run.told and newest_checkpoint(out) == before and load_checkpoint(out).path == before
+    assert "Traceback" not in run.told and newest_checkpoint(out) == before and load_verified(out).path == before
     fine(course(*train_command(trained, out), "--resume", "--max_steps", int(before.name[5:]) + 1, cwd=tmp_path))
 
 
@@ -271,7 +272,7 @@ def test_stopping_a_cell(trained, tmp_path):
 
     try:
         client.wait_for_ready(timeout=PATIENCE)
-        cell = ("from llm_course.training import load_config, train\n"
+        cell = ("from llm_course.config import load_config\nfrom llm_course.pipeline import train\n"
                 "config = load_config('tiny', {'max_steps': 100_000, 'precision': 'fp32', 'save_every': 0, 'eval_every': 0})\n"
                 f"train(config, {str(trained / 'data/shards')!r}, 'out', progress=False)")
         reply, printed = run(cell, manager.interrupt_kernel)
@@ -279,7 +280,7 @@ def test_stopping_a_cell(trained, tmp_path):
         step = int(re.search(r"Stopped after step ([\d,]+), which is saved; resume=True goes on", printed)[1].replace(",", ""))
         reply, printed = run("1 + 1")
         assert reply["status"] == "ok" and "2" in printed
-        reply, printed = run("from llm_course.checkpoint import load_checkpoint\nload_checkpoint('out').step")
+        reply, printed = run("from llm_course.integrity import load_verified\nload_verified('out').step")
         assert reply["status"] == "ok" and int(printed) == step > 0
         reply, printed = run(cell.replace("100_000", str(step + 1)).replace("progress", "resume=True, progress"))
         assert reply["status"] == "ok" and f"at step {step:,} of {step + 1:,}" in printed

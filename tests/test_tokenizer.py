@@ -152,7 +152,7 @@ def test_space_without_spaces():
 def test_same_text_same_bytes_in_another_process():
     """No path, order, thread count or hash seed stands in the model."""
     code = ("from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer as t;"
-            "print(t(reversed(write_tales(0, 200)), 900, say=lambda line: None).sha256)")
+            "print(t(reversed(sample_tales(0, 200)), 900, say=lambda line: None).sha256)")
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     made = train_tokenizer(TALES, 900, **QUIET)

@@ -1,5 +1,4 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
-import contextlib
 import copy
 import hashlib
 import json
@@ -10,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,21 +20,21 @@ import torch
 from conftest import PATIENCE
 from safetensors.torch import load_file
 
-from llm_course import training
-from llm_course.files import UserError
-from llm_course.tales import sample_tales
-from llm_course.packing import batch_indices
-from llm_course.shards import TokenDataset, with_checksum, write_shards
-from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.checkpoint import (CHECKPOINT_FILES, config_changes, find_checkpoint, json_bytes, load_checkpoint,
-                                   newest_checkpoint, point_latest, prune, resume_run, step_folders, torch_bytes, trainer_state)
+from llm_course import checkpoint, pipeline, resilience, training
+from llm_course.checkpoint import (CHECKPOINT_FILES, find_checkpoint, json_bytes, newest_checkpoint, point_latest, prune,
+                                   step_folders, torch_bytes, trainer_state)
 from llm_course.config import load_config
-from llm_course.device import pick_device, pick_precision
-from llm_course.files import folder_lock
-from llm_course.optim import Muon, learning_rate, newton_schulz
-from llm_course.pipeline import time_needed, train_on_tales
-from llm_course.resilience import first_nonfinite, update_loss_stats, start_run, train
-from llm_course.training import clip_gradients, next_batch, read_log, train_step
+from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
+from llm_course.files import UserError, folder_lock
+from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
+from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
+from llm_course.packing import batch_indices
+from llm_course.pipeline import config_changes, resume_run, start_run, time_needed, train, train_on_tales
+from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_micro_batch, update_loss_stats
+from llm_course.shards import TokenDataset, with_checksum, write_shards
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import Tokenizer, train_tokenizer
+from llm_course.training import Callback, Trainer, TrainState, read_log
 
 CPU = torch.device("cpu")
 
@@ -67,6 +65,11 @@ def tiny(shards: Path, **fields):
 def run_quietly(config, shards, out, **kwargs):
     """`train`, without bar and sentences."""
     return train(config, shards, out, device="cpu", progress=False, say=kwargs.pop("say", quiet), **kwargs)
+
+
+def begin(shards: Path, **fields) -> Trainer:
+    """The tiny run at step 0."""
+    return start_run(tiny(shards, **fields), shards, CPU, log=quiet).trainer
 
 
 class PowerCut(Exception):
@@ -131,9 +134,10 @@ def test_twenty_steps_are_ten_and_ten(fields, shards, tmp_path):
     (8, {False: 1, True: 8}, "--micro_batch_size 1 does")])
 def test_what_fits_is_searched_to_the_end(micro, room, advice, shards, monkeypatch):
     """Smaller micro batches, then computing activations twice, from the size that was asked for down to one sequence."""
-    run = training.start_run(tiny(shards, batch_size=8, micro_batch_size=micro), shards, "cpu")
-    monkeypatch.setattr(training, "fits", lambda run, size: size <= room.get(run.model.checkpoint_activations, 0))
-    assert training.what_fits(run).startswith(advice)
+    run = begin(shards, batch_size=8, micro_batch_size=micro)
+    monkeypatch.setattr(resilience, "fits_in_memory",
+                        lambda model, optimizers, size, rows, dtype: size <= room.get(model.checkpoint_activations, 0))
+    assert suggest_micro_batch(run).startswith(advice)
 
 
 def test_resume_begins_where_there_is_nothing(shards, tmp_path):
@@ -179,10 +183,11 @@ def test_progress_is_what_was_consumed(changed, position, tokens, older, shards,
     run_quietly(tiny(shards, max_steps=3, batch_size=8, seq_len=64), shards, tmp_path)
     if older: without_progress(tmp_path / "step-000003")
     config = tiny(shards, **{"max_steps": 6, "batch_size": 8, "seq_len": 64, **changed})
-    run = start_run(config, shards, CPU, say=quiet)
-    resume_run(run, tmp_path / "step-000003", quiet)
-    order = np.concatenate([batch_indices(len(run.shards), 1, 0, position + i) for i in range(config.training.batch_size)])
-    np.testing.assert_array_equal(next_batch(run)[0], np.stack([run.shards[int(i)][:-1] for i in order]))
+    start = start_run(config, shards, CPU, log=quiet)
+    resume_run(start.trainer, start.tokenizer, tmp_path / "step-000003", quiet)
+    data = start.trainer.data
+    order = np.concatenate([batch_indices(len(data), 1, 0, position + i) for i in range(config.training.batch_size)])
+    np.testing.assert_array_equal(start.trainer.batch()[0], np.stack([data[int(i)][:-1] for i in order]))
     result = run_quietly(config, shards, tmp_path, resume=True)
     noted = json.loads((result.checkpoint / "manifest.json").read_text())["run"]
     state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
@@ -244,7 +249,7 @@ def test_an_earlier_run_is_never_lost(shards, tmp_path):
     new = run_quietly(tiny(shards, max_steps=1, seed=1), shards, tmp_path, say=said.append)
     assert [path.name for path in step_folders(tmp_path)] == ["step-000001"] and new.steps == 1
     assert any("earlier-1" in line and "resume=True" in line for line in said)
-    kept = load_checkpoint(tmp_path / "earlier-1" / "latest")
+    kept = load_verified(tmp_path / "earlier-1" / "latest")
     assert kept.step == 2 and len(read_log(tmp_path / "earlier-1")) > 1
     assert all(torch.equal(p, weights[name]) for name, p in kept.model.named_parameters())
 
@@ -275,12 +280,12 @@ def test_a_checkpoint_is_what_the_design_says(finished):
 
 def test_a_loaded_model_is_the_saved_one(finished, shards):
     """`latest`, the step's folder and the run's folder are all the same checkpoint, and its model gives the loss it was saved with."""
-    found = [load_checkpoint(path) for path in (finished, finished / "latest", finished / "step-000003")]
+    found = [load_verified(path) for path in (finished, finished / "latest", finished / "step-000003")]
     assert {checkpoint.step for checkpoint in found} == {3} and {checkpoint.path.name for checkpoint in found} == {"step-000003"}
     assert found[0].tokenizer.sha256 == Tokenizer.load(shards).sha256
     found[0].check_tokenizer(Tokenizer.load(shards))
     with pytest.raises(UserError, match="mine.model"): found[0].check_tokenizer(train_tokenizer(["abc " * 50], 300), "mine.model")
-    assert load_checkpoint(finished / "step-000001").step == 1
+    assert load_verified(finished / "step-000001").step == 1
 
 
 @pytest.mark.parametrize("name", [*CHECKPOINT_FILES, "manifest.json"])
@@ -296,15 +301,15 @@ def test_every_fault_is_found_and_the_file_named(name, fault, finished, tmp_path
     if fault == "longer" and name == "manifest.json": return   # a blank more at the end of JSON is no change
     path.unlink() if fault == "deleted" else path.write_bytes(b"" if fault == "empty" else data)
     if name == "manifest.json" and fault == "cut short": path.write_bytes(data[:-2])
-    with pytest.raises(UserError, match=name): load_checkpoint(folder)
+    with pytest.raises(UserError, match=name): load_verified(folder)
 
 
 def test_what_is_no_checkpoint(tmp_path):
     """Nothing there, a folder of other things, a file: a sentence each."""
-    with pytest.raises(UserError, match="llm-course train"): load_checkpoint(tmp_path / "nowhere" / "latest")
+    with pytest.raises(UserError, match="llm-course train"): load_verified(tmp_path / "nowhere" / "latest")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match="manifest.json"): load_checkpoint(tmp_path)
-    with pytest.raises(UserError): load_checkpoint(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="manifest.json"): load_verified(tmp_path)
+    with pytest.raises(UserError): load_verified(tmp_path / "notes.txt")
 
 
 def test_keep_and_latest(shards, tmp_path):
@@ -322,7 +327,7 @@ def test_latest_is_a_copy_where_links_are_refused(finished, tmp_path, monkeypatc
         def refuse(*args, **kwargs): raise OSError("no links here")
         patched.setattr(Path, "symlink_to", refuse)
         for step in (1, 2): point_latest(tmp_path / "run" / f"step-00000{step}")
-        assert not (tmp_path / "run" / "latest").is_symlink() and load_checkpoint(tmp_path / "run" / "latest").step == 2
+        assert not (tmp_path / "run" / "latest").is_symlink() and load_verified(tmp_path / "run" / "latest").step == 2
     point_latest(tmp_path / "run" / "step-000003")
     assert (tmp_path / "run" / "latest").is_symlink() and not list((tmp_path / "run").glob(".*.tmp"))
 
@@ -381,7 +386,7 @@ def test_a_failed_save_leaves_the_last_one(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
         run_quietly(tiny(shards, max_steps=3, save_every=1), shards, tmp_path)
-    assert load_checkpoint(tmp_path).step == 1 and not list(tmp_path.glob(".*.tmp"))
+    assert load_verified(tmp_path).step == 1 and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_two_runs_do_not_share_a_folder(shards, tmp_path):
@@ -411,7 +416,7 @@ def test_the_tokenizer_decides_the_vocabulary(shards, tmp_path):
     said = []
     config = load_config("tiny", {"vocab_size": 9_999, "max_steps": 1})
     result = run_quietly(config, shards, tmp_path, say=said.append)
-    assert load_checkpoint(result.checkpoint).config.model.vocab_size == Tokenizer.load(shards).vocab_size
+    assert load_verified(result.checkpoint).config.model.vocab_size == Tokenizer.load(shards).vocab_size
     assert any("9,999" in line for line in said)
 
 
@@ -455,40 +460,41 @@ def test_it_learns(shards, tmp_path):
     assert abs(losses(tmp_path)[0] - np.log(vocab)) < 0.2 and losses(tmp_path)[-1] < 0.8 * np.log(vocab)
 
 
-def overflow(run) -> None:
+def overflow(model) -> None:
     """A weight so large that what is computed from it is infinite."""
-    with torch.no_grad(): run.model.model.layers[1].mlp.up_proj.weight[0] = 3e38
+    with torch.no_grad(): model.model.layers[1].mlp.up_proj.weight[0] = 3e38
 
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_the_config_says_whether_blocks_are_compiled(shards, compile: bool):
     """The flag reaches the model that a run trains; nothing is compiled before its first step."""
-    run = start_run(tiny(shards, compile=compile), shards, CPU, say=quiet)
-    assert len(run.model.compiled_blocks) == (run.config.model.n_layers if compile else 0)
+    model = begin(shards, compile=compile).model
+    assert len(model.compiled_blocks) == (model.config.n_layers if compile else 0)
 
 
-def test_a_step_whose_loss_is_no_number_is_skipped(shards):
+def test_a_step_whose_loss_is_not_finite_is_skipped(shards):
     """Nothing is learned from it, it is counted, and its batch does not come again."""
-    run = start_run(tiny(shards), shards, CPU, say=quiet)
-    train_step(run)
+    run = begin(shards)
+    run.step()
     weight = run.model.model.norm.weight
     with torch.no_grad(): sound, weight[0] = weight[0].item(), float("nan")
     before = [p.clone() for p in run.model.parameters()]
     state = copy.deepcopy([optimizer.state_dict() for optimizer in run.optimizers])
-    train_step(run)
+    run.step()
     assert all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(before, run.model.parameters()))
     rates = lambda states: [{**one, "param_groups": None} for one in states]
     assert equal(rates(state), rates([optimizer.state_dict() for optimizer in run.optimizers]))
-    assert (run.step, run.skipped, run.consecutive_skips) == (2, 1, 1)
+    assert (run.state.step, run.state.skipped, run.state.consecutive_skips) == (2, 1, 1)
     with torch.no_grad(): weight[0] = sound
-    assert math.isfinite(train_step(run)[0]) and (run.step, run.skipped, run.consecutive_skips) == (3, 1, 0)
+    run.step()
+    assert math.isfinite(run.loss) and (run.state.step, run.state.skipped, run.state.consecutive_skips) == (3, 1, 0)
 
 
 @pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0}, {"precision": "bf16", "checkpoint_activations": "true", "micro_batch_size": 2}])
 def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
     """The step, the part of the model, the documents of the batch, and the checkpoint to go on from: the last before the loss went bad."""
     config, seen = tiny(shards, max_steps=20, save_every=3, sample_every=4, **fields), []
-    spoil = lambda model, tokenizer: overflow(SimpleNamespace(model=model)) or "spoiled"
+    spoil = lambda model, tokenizer: overflow(model) or "spoiled"
     with pytest.raises(UserError) as error: run_quietly(config, shards, tmp_path, sampler=spoil, say=seen.append)
     assert "up to step 7" in str(error.value) and "output of model.layers.1.mlp.up_proj" in str(error.value)
     last = newest_checkpoint(tmp_path)
@@ -504,11 +510,11 @@ def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
 @pytest.mark.parametrize("longest", [0.0, 0.5, 100.0])
 def test_gradients_are_clipped_as_torch_clips_them(longest, shards):
     """To the bit, with less work where nothing is to be clipped."""
-    run = start_run(tiny(shards), shards, CPU, say=quiet)
+    run = begin(shards)
     lengths, gradients = [], []
-    for clip in (clip_gradients, lambda model, longest: torch.nn.utils.clip_grad_norm_(model.parameters(), longest or math.inf).item()):
-        run.model(*next_batch(run)).backward()
-        lengths.append(clip(run.model, longest))
+    for clip in (clip_gradients, lambda model, longest: torch.nn.utils.clip_grad_norm_(model.parameters(), longest or math.inf)):
+        run.model(*run.batch()).backward()
+        lengths.append(clip(run.model, longest).item())
         gradients.append([p.grad.clone() for p in run.model.parameters()])
         run.model.zero_grad()
     assert lengths[0] == lengths[1] and 0.5 < lengths[0] < 100
@@ -517,21 +523,22 @@ def test_gradients_are_clipped_as_torch_clips_them(longest, shards):
 
 def test_a_gradient_that_is_not_finite_is_named(shards):
     """Where every output is finite: the gradient nearest to the loss."""
-    run = start_run(tiny(shards), shards, CPU, say=quiet)
-    assert first_nonfinite(run, *next_batch(run)) is None
+    run = begin(shards)
+    where = lambda: first_nonfinite(run.model, *run.batch(), run.micro_batch_size)
+    assert where() is None
     run.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * math.inf)
-    assert first_nonfinite(run, *next_batch(run)) == "the gradient of model.layers.0.mlp.up_proj.weight"
+    assert where() == "the gradient of model.layers.0.mlp.up_proj.weight"
     assert all(p.grad is None for p in run.model.parameters())
 
 
 def test_a_spike_stands_in_the_log(shards, tmp_path):
     """And what is usual is part of the checkpoint, so that a resumed run sees the same spikes."""
-    run = start_run(tiny(shards), shards, CPU, say=quiet)
-    assert not any(update_loss_stats(run, 2 + 0.1 * math.sin(i)) for i in range(100)) and 1.9 < run.loss_ema < 2.1
-    run.step = 101
-    assert update_loss_stats(run, 3.0) and not update_loss_stats(run, 2.05)
-    state = trainer_state(run)
-    assert (state["loss_ema"], state["loss_var_ema"]) == (run.loss_ema, run.loss_var_ema)
+    state = TrainState()
+    assert not any(update_loss_stats(state, 2 + 0.1 * math.sin(i)) for i in range(100)) and 1.9 < state.loss_ema < 2.1
+    state.step = 101
+    assert update_loss_stats(state, 3.0) and not update_loss_stats(state, 2.05)
+    saved = trainer_state(state, [], CPU)
+    assert (saved["loss_ema"], saved["loss_var_ema"]) == (state.loss_ema, state.loss_var_ema)
 
 
 def test_the_best_checkpoint_stays(shards, tmp_path):
@@ -559,17 +566,17 @@ def test_resuming_elsewhere_is_said(shards, tmp_path, monkeypatch):
 
 def test_a_full_disk_does_not_end_a_run(shards, tmp_path, monkeypatch):
     """A save in the middle fails: it is said, and training goes on to a last one that succeeds."""
-    whole, lines = training.write_folder, []
+    whole, lines = checkpoint.write_folder, []
     def full(folder, contents):
         if folder.name == "step-000002": raise UserError("the disk is full.")
         whole(folder, contents)
-    monkeypatch.setattr(training, "write_folder", full)
+    monkeypatch.setattr(checkpoint, "write_folder", full)
     run_quietly(tiny(shards, max_steps=4, save_every=2), shards, tmp_path, say=lines.append)
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-000004"]
     assert any("disk is full. The training goes on." in line for line in lines)
 
 
-@pytest.mark.parametrize("number", training.STOPPING)
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
     """Then a resume ends with the bits of a run that was never stopped."""
     config, lines = tiny(shards, max_steps=12, save_every=5, sample_every=3), []
@@ -600,13 +607,13 @@ def test_what_is_ignored_stays_so(shards, tmp_path):
 
 def impossible_batch() -> int:
     """So many sequences of 64 tokens that their logits need more memory than there is, and their tokens do not."""
-    return int(1.5 * training.memory_of(CPU)) // (64 * 400 * 4)
+    return int(1.5 * memory_of(CPU)) // (64 * 400 * 4)
 
 
 def test_an_impossible_batch_size(shards, tmp_path, monkeypatch):
     """Is found out before the batch is read; what is advised is small enough to have been tried in no time, and works."""
-    monkeypatch.setattr(training, "TRIAL_SECONDS", 0.05)
-    monkeypatch.setattr(training, "next_batch", lambda run: pytest.fail("the batch has been read"))
+    monkeypatch.setattr(resilience, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(training, "get_batch", lambda *args: pytest.fail("the batch has been read"))
     with pytest.raises(UserError, match=r"does not fit into memory: --micro_batch_size (\d+) does") as error:
         run_quietly(tiny(shards, batch_size=impossible_batch()), shards, tmp_path)
     monkeypatch.undo()
@@ -616,10 +623,10 @@ def test_an_impossible_batch_size(shards, tmp_path, monkeypatch):
         run_quietly(tiny(shards, batch_size=10**12), shards, tmp_path)
 
 
-@pytest.mark.parametrize("number", training.STOPPING)
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_while_a_size_is_searched(number, shards, tmp_path, monkeypatch):
     """It need not wait: nothing would be saved."""
-    monkeypatch.setattr(training, "fits", lambda run, size: signal.raise_signal(number) or pytest.fail("the search goes on"))
+    monkeypatch.setattr(resilience, "fits_in_memory", lambda *args: signal.raise_signal(number) or pytest.fail("the search goes on"))
     before = signal.signal(number, lambda number, frame: (_ for _ in ()).throw(InterruptedError))
     try:
         with pytest.raises(InterruptedError): run_quietly(tiny(shards, batch_size=impossible_batch()), shards, tmp_path)
@@ -631,7 +638,7 @@ def test_a_warm_up_that_is_longer_than_the_run(shards):
     """Is said, since the learning rate that was asked for never comes; and one that is not is not."""
     for warmup_steps, times in ((11, 1), (10, 0)):
         said = []
-        start_run(tiny(shards, max_steps=10, warmup_steps=warmup_steps), shards, CPU, say=said.append)
+        start_run(tiny(shards, max_steps=10, warmup_steps=warmup_steps), shards, CPU, log=said.append)
         assert sum(line.count("never gets as high as lr") for line in said) == times
 
 
@@ -643,16 +650,28 @@ def test_a_sample_that_cannot_be_written(shards, tmp_path):
     assert "There is no sample: these weights write nothing." in said
 
 
+class Keep(Callback):
+    """Keeps what is logged."""
+
+    def __init__(self, entries: list) -> None:
+        self.entries = entries
+
+    def on_log(self, trainer: Trainer, entry: dict) -> None:
+        self.entries.append(entry)
+
+
 def let_a_step_take(seconds: Callable[[int], float], monkeypatch) -> None:
     """On the clock that a run sees, step i takes `seconds(i)`, and all else nothing, however busy the machine is."""
-    now, real = [0.0], training.step_that_fits
+    now, real, done = [0.0], training.train_step, [0]
 
-    def step(run, signals):
-        now[0] += seconds(run.step)
-        return real(run, signals)
+    def step(*args, **options):
+        now[0] += seconds(done[0])
+        done[0] += 1
+        return real(*args, **options)
 
-    monkeypatch.setattr(training, "step_that_fits", step)
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=time.sleep))
+    monkeypatch.setattr(training, "train_step", step)
+    for module in (training, resilience, pipeline):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
 
 def test_time_limit_cuts_the_schedule(shards, tmp_path, monkeypatch):
@@ -687,13 +706,10 @@ def test_once_the_rate_falls_the_number_of_steps_changes_little(step, fits, kept
     """Before, it is what fits; after, it grows where a tenth more fits, never shrinks, and never exceeds the config's."""
     config = tiny(shards, max_steps=2000, max_minutes=60, decay_fraction=0.7, eval_every=0, save_every=0)
     let_a_step_take(lambda step: 0, monkeypatch)
-    run = start_run(config, shards, CPU, say=quiet)
-    run.step, run.max_steps = step, 1000
-    with contextlib.closing(training.Reporter(run, tmp_path, False, quiet)) as reporter:
-        pace = 60 * 60 * (1 - training.SPARE) / (fits - step + 0.5)
-        training.fit_time(run, reporter, 0.0, pace)
-    cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
-    assert run.max_steps == kept and cuts == [kept] * (kept != 1000)
+    run, cuts = start_run(config, shards, CPU, log=quiet).trainer, []
+    run.callbacks, run.state.step, run.state.max_steps = [Keep(cuts)], step, 1000
+    TimeLimit(0.0, quiet).adjust(run, pace=60 * 60 * (1 - SPARE) / (fits - step + 0.5))
+    assert run.state.max_steps == kept and [entry["max_steps"] for entry in cuts] == [kept] * (kept != 1000)
 
 
 def test_precision_is_chosen_and_the_reason_told(monkeypatch):
@@ -708,18 +724,19 @@ def test_precision_is_chosen_and_the_reason_told(monkeypatch):
     with pytest.raises(UserError, match="tpu"): pick_device("tpu")
 
 
-@pytest.mark.parametrize("muon_lr, kinds", [(0.0, [["gain", "table", "matrix"]]), (7.0, [["gain", "table"], ["matrix"]])])
+@pytest.mark.parametrize("muon_lr_scale, kinds", [(0.0, [["norm", "embedding", "matrix"]]), (7.0, [["norm", "embedding"], ["matrix"]])])
 def test_every_parameter_has_its_optimizer(muon_lr_scale, kinds, shards):
     """Each parameter is in one group of one optimizer, only the blocks' matrices decay, and each group has the config's rate."""
-    run = start_run(tiny(shards, embedding_lr_scale=3.0, muon_lr_scale=muon_lr_scale), shards, CPU, say=quiet)
+    run = begin(shards, embedding_lr_scale=3.0, muon_lr_scale=muon_lr_scale)
     groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
     assert [[group["kind"] for group in optimizer.param_groups] for optimizer in run.optimizers] == kinds
     found = [p for group in groups for p in group["params"]]
     assert len(set(found)) == len(found) == len(list(run.model.parameters()))
     assert {group["kind"] for group in groups if group["weight_decay"]} == {"matrix"}
-    train_step(run)
+    set_learning_rate(run.optimizers, 0.5)
     rates = {group["kind"]: group["lr"] for group in groups}
-    assert rates["table"] == 3 * rates["gain"] > 0 and rates["matrix"] == (muon_lr_scale or 1) * rates["gain"]
+    assert rates == {"norm": 0.5, "embedding": 1.5, "matrix": (muon_lr_scale or 1) * 0.5}
+    run.step()
     assert all(p.grad is None for p in found)
 
 
@@ -765,7 +782,7 @@ def test_config_changes():
 SCRIPT = """
 import json, sys
 from llm_course.config import load_config
-from llm_course.resilience import train
+from llm_course.pipeline import train
 shards, out, resume, fields = sys.argv[1:]
 train(load_config("tiny", json.loads(fields)), shards, out, resume=resume == "resume", device="cpu", progress=False)
 """
@@ -794,7 +811,7 @@ def test_two_processes_are_one_run(fields, shards, tmp_path):
     assert said.count("parameters on cpu") == 1 and "on 2 processes" in said
     logs = [[entry["val_loss"] for entry in read_log(tmp_path / run) if "val_loss" in entry] for run in ("one", "two")]
     np.testing.assert_allclose(*logs, rtol=1e-5)
-    assert load_checkpoint(tmp_path / "two").step == one.steps
+    assert load_verified(tmp_path / "two").step == one.steps
 
 
 def test_two_processes_resume(shards, tmp_path):
@@ -809,7 +826,6 @@ def test_two_processes_resume(shards, tmp_path):
 
 def test_a_batch_must_divide_among_the_processes(shards):
     """Three processes cannot share eight sequences; the sentence says so."""
-    from llm_course.device import World
     with pytest.raises(UserError, match="multiple of the 3 processes"):
         start_run(tiny(shards, batch_size=8), shards, CPU, World(0, 3), quiet)
 
@@ -825,7 +841,7 @@ def test_tales_from_nothing(tmp_path):
         return train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
     def reused(): return {line.split(":")[0] for line in said if "up to date" in line}
     checkpoint = arc()
-    assert load_checkpoint(checkpoint).step == 2 and not reused()
+    assert load_verified(checkpoint).step == 2 and not reused()
     before = (checkpoint / "model.safetensors").read_bytes()
     assert arc() == checkpoint and reused() == {"corpus", "tokenizer", "shards", "training"}
     assert arc(max_steps=3).name == "step-000003" and reused() == {"corpus", "tokenizer", "shards"}

@@ -30,7 +30,7 @@ from llm_course.generation import PlainEngine, generate
 from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
 from llm_course.checkpoint import load_checkpoint, model_files, step_folders
 from llm_course.config import Config, load_config
-from llm_course.resilience import train
+from llm_course.pipeline import train
 
 transformers = pytest.importorskip("transformers")
 

@@ -36,9 +36,10 @@ from llm_course.tales import sample_tales
 from llm_course.shards import write_shards
 from llm_course.generation import generate_text
 from llm_course.tokenizer import train_tokenizer
-from llm_course.checkpoint import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_manifest, step_folders
+from llm_course.checkpoint import CHECKPOINT_FILES, newest_checkpoint, step_folders
+from llm_course.integrity import load_verified, verify_checkpoint
 from llm_course.config import Config, load_config
-from llm_course.resilience import train
+from llm_course.pipeline import train
 from llm_course.training import read_log
 
 VOCAB = 320
@@ -187,9 +188,9 @@ def faults_after_a_kill(out: Path, before: int) -> list[str]:
     try:
         if known(out) < before: return [f"step {before} was saved, and {known(out)} is the newest now"]
         if before < 0 and known(out) < 0: return []
-        for folder in step_folders(out): read_manifest(folder)
-        if load_checkpoint(out).step < before: return [f"step {before} was saved, and an older one is loaded"]
-        if (out / "latest").is_symlink(): load_checkpoint(out / "latest")
+        for folder in step_folders(out): verify_checkpoint(folder)
+        if load_verified(out).step < before: return [f"step {before} was saved, and an older one is loaded"]
+        if (out / "latest").is_symlink(): load_verified(out / "latest")
         return []
     except (UserError, OSError) as error:
         return [str(error)]

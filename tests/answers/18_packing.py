@@ -1,4 +1,4 @@
-"""Answers to the exercise of 03_packing, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 18_packing, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def rows_of_step(n, batch_size, seed, step):
