@@ -13,12 +13,13 @@ from .corpus import Corpus
 from .device import pick_device
 from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
+from .decoding import fast_engine
 from .files import UserError
+from .generation import generate_text
 from .integrity import load_verified
 from .preparation import choose_validation, validation_beside
 from .pipeline import Result
 from .pipeline import train as train_run
-from .sampling import write as generate_texts
 from .shards import TokenDataset, write_shards
 from .tokenizer import Tokenizer
 from .tokenizer import train_tokenizer as learn_tokenizer
@@ -100,7 +101,8 @@ def generate(model: Checkpoint | str | Path, prompt: str = "", max_new_tokens: i
     check_type("prompt", prompt, str, wanted="a text")
     check_type("max_new_tokens", max_new_tokens, int, wanted="a whole number")
     checkpoint = checkpoint_of(model)
-    return generate_texts(checkpoint.model, checkpoint.tokenizer, prompt, max_new_tokens, **options)[0]
+    options = {"engine": fast_engine, **options}
+    return generate_text(checkpoint.model, checkpoint.tokenizer, prompt, max_new_tokens, **options)[0]
 
 
 def evaluate(model: Checkpoint | str | Path, text: str | Path | list[str]) -> Evaluation:

@@ -82,7 +82,6 @@ class Chat:
 
     def go_on(self, shown: str = "") -> None:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
-        from llm_course.pipeline import visible
         self.stopped, lines = False, LineBreaker(columns(sys.stdout))
         try:
             for piece in itertools.chain([shown], self.session.generate(self.settings["max_new_tokens"])):

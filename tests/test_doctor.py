@@ -432,7 +432,7 @@ def test_versions_are_compared_by_their_numbers(version: str, bounds: str, insid
     "A build's name after the + does not count, and a candidate of a release that is too new is too new."
     monkeypatch.setattr(doctor, "requirements", lambda: [("torch", bounds, "")])
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version)
-    [finding] = check_packages(Places())
+    [finding] = check_packages(RunPaths())
     assert finding.state == ("fine" if inside else "wrong")
 
 

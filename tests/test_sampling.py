@@ -20,6 +20,7 @@ from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
 from llm_course.decoding import PRECISIONS, GraphEngine, PackedEngine, can_pack, fast_engine
 from llm_course.generation import PlainEngine, TextSession, generate, generate_text, stream_text
+from llm_course.kernels import accelerate
 from llm_course.sampling import (SamplingParams, apply_temperature, keep_min_p, keep_top_k, keep_top_p, multinomial,
                                  penalize_repeats)
 from llm_course.tokenizer import train_tokenizer
