@@ -91,7 +91,7 @@ def test_one_word_changed(number, random):
 
 
 def rewrite(text):
-    "A tale told again by a pen that takes the options which were read in it."
+    "A tale told again by a visitor that takes the options which were read in it."
     class Again:
         def __init__(self):
             self.words, self.used, self.told, self.choices = {}, set(), [], iter(tale_choices(text))
@@ -99,12 +99,12 @@ def rewrite(text):
         def say(self, text):
             self.told.append(text)
 
-        def choose(self, slips, key=""):
+        def choose(self, options, key=""):
             wanted = next(self.choices).text
-            return next(slip for slip in slips if slip.start(self.words, key) == wanted)
-    pen = Again()
-    tale_grammar().tell(tale_grammar().nodes, pen)
-    return pen.told
+            return next(option for option in options if option.start(self.words, key) == wanted)
+    visitor = Again()
+    tale_grammar().expand(tale_grammar().nodes, visitor)
+    return visitor.told
 
 
 def test_a_later_mention_must_agree(some):
