@@ -47,7 +47,7 @@ def sure(model: object, tokenizer: object, tales: list[str], before: str, words:
     The demo drops what has less than half of the best one's probability: then the right one is left alone."""
     import torch
 
-    from llm_course.evaluation import loss_table
+    from llm_course.grading import loss_table
 
     found = []
     for tale in tales:

@@ -11,7 +11,6 @@ from itertools import islice, takewhile
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing import Protocol
-
 from .files import UserError, print_message, quantity
 from .gpt import GPT
 from .sampling import SamplingParams, multinomial

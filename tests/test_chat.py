@@ -103,11 +103,11 @@ def piped_process(folder: Path, *args: object) -> subprocess.Popen:
 
 def long_seed(folder: Path, tokens: int = 400) -> int:
     "A seed whose text after `Once`, at temperature 1, does not end within so many tokens."
-    from llm_course.sampling import TextSession
+    from llm_course.generation import TextSession
     from llm_course.checkpoint import load_checkpoint
     checkpoint = load_checkpoint(folder / "artifacts/checkpoints/latest")
-    drafts = ((seed, TextSession(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, say=None)) for seed in range(100))
-    return next(seed for seed, draft in drafts if len(list(draft.write(tokens))) == tokens)
+    sessions = ((seed, TextSession(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, log=None)) for seed in range(100))
+    return next(seed for seed, session in sessions if len(list(session.generate(tokens))) == tokens)
 
 
 # at a terminal

@@ -20,7 +20,7 @@ from llm_course.kernels import (
     STORED_LENGTH, accelerate, cpu_attention, fast_attention, fast_rms_norm, fast_rope, fused_cross_entropy_, gpu_attention,
     is_compiled, linear_cross_entropy, restore, rms_norm_for_matmul, trimmed_length, with_memory_budget,
 )
-from llm_course.sampling import hooked
+from llm_course.decoding import has_hooks
 from test_gpt import SMALL, built, small_configs, some_ids
 
 SEEDS = st.integers(0, 2**16)
@@ -197,7 +197,7 @@ def test_an_accelerated_model_reads_as_the_plain_one(config: ModelConfig):
     plain = read()
     accelerate(model)
     assert all(torch.equal(a, b) for a, b in zip(read(), plain))
-    assert type(model) is GPT and not hooked(model)
+    assert type(model) is GPT and not has_hooks(model)
 
 
 def test_a_copy_of_an_accelerated_model_is_its_own():

@@ -251,7 +251,12 @@ def test_a_training_of_minutes_is_announced(path: Path):
             assert not re.search(r"train_on_tales\([^\n]*(progress|say)=", source(cell)), f"{path.name} trains in silence:\n{source(cell)}"
 
 
-LONG_CELLS = {}  # id of a code cell of more than 40 lines: the reason that a reader would be given
+LONG_CELLS = {
+    "2e21f6a5": "the settings of sampling with what they do, in the order in which they apply",
+    "5c85a9bd": "the loop of generation on one screen",
+    "7977f78b": "half of it is the signature and what the options mean",
+    "795db71d": "the figures of an evaluation, a line each",
+}  # id of a code cell of more than 40 lines: the reason that a reader would be given
 
 
 @notebook

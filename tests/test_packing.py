@@ -29,7 +29,7 @@ from llm_course.files import UserError
 from llm_course.tales import tales, sample_tales
 from llm_course.packing import IGNORE_INDEX, batch_indices, get_batch, feistel_permutation
 from llm_course.preparation import TokenFiles, _chunks, _encode_all, _tokenized, token_files, tokenize_in_parallel
-from llm_course.shards import BulkEncoder, Manifest, TokenDataset, Tokenized, read_ends, tokenize_documents, write_ends, write_shards
+from llm_course.shards import Manifest, TokenDataset, Tokenized, read_ends, tokenize_documents, write_ends, write_shards
 from llm_course.tokenizer import id_dtype, train_tokenizer
 
 TALES = sample_tales(0, 60)

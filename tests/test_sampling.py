@@ -17,7 +17,6 @@ from llm_course.files import UserError
 from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
-from llm_course.kernels import accelerate
 from llm_course.decoding import PRECISIONS, GraphEngine, PackedEngine, can_pack, fast_engine
 from llm_course.generation import PlainEngine, TextSession, generate, generate_text, stream_text
 from llm_course.kernels import accelerate

@@ -74,7 +74,7 @@ def test_a_text_is_broken_where_it_should_be():
     assert fitted("wrong  x  one two", 14, hang=10) == "wrong  x  one\n          two"
     assert fitted("go on: `make lab PYTHON=python3` does it", 12) == "go on:\n`make lab PYTHON=python3`\ndoes it"
     assert fitted("next: llm-course eval --ckpt x", 26) == "next: llm-course eval \\\n  --ckpt x"
-    assert table({"a": "one two three", "bc": 1234}, 12) == "  a   one\n      two\n      three\n  bc  1,234"
+    assert format_table({"a": "one two three", "bc": 1234}, 12) == "  a   one\n      two\n      three\n  bc  1,234"
 
 
 def test_a_word_longer_than_a_line_is_shown_as_it_comes():

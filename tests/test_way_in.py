@@ -1,6 +1,5 @@
 "From a text to shards and back: every command reads the same documents, says what it does with them, and deletes nobody's files."
 import json
-import math
 import os
 import re
 import shlex
@@ -8,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Outcome, course, fine, snapshot
+from conftest import course, fine, snapshot
 from test_texts import through_a_pipe
 
 from llm_course import packing
 from llm_course.corpus import Corpus, write_tales_corpus
 from llm_course.files import RECORD, UserError
 from llm_course.tales import sample_tales
-from llm_course.preparation import ShardTexts, as_text, choose_validation, validation_beside, validation_source
+from llm_course.preparation import ShardTexts, as_text, validation_source
 from llm_course.shards import Manifest, TokenDataset, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
