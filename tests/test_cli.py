@@ -4,12 +4,14 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import course, fine, process, snapshot
 
+from llm_course.config import ModelConfig, TrainingConfig
 from llm_course.pipeline import ENOUGH
 
 STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
@@ -263,19 +265,19 @@ def test_tales_are_not_written_over_ones_own_text(tmp_path):
 
 def test_overrides_are_read_in_every_form(tmp_path):
     "`--name value`, `--name=value`, `--na-me value`, and a switch alone."
-    from llm_course.cli import main, overrides
+    from llm_course.cli import main, typed_fields
 
     words = ["--max_steps", "2", "--lr=3e-4", "--n-layers", "4", "--compile", "--grad_clip", "-1"]
-    assert overrides(words, main.commands["train"]) == {"max_steps": "2", "lr": "3e-4", "n_layers": "4", "compile": "true", "grad_clip": "-1"}
+    with main.make_context("llm-course", ["train"]) as above, main.commands["train"].make_context("train", words, parent=above) as ctx:
+        assert typed_fields(ctx) == {"max_steps": "2", "lr": "3e-4", "n_layers": "4", "compile": "true", "grad_clip": "-1"}
 
 
 def test_show_prints_every_field_and_its_meaning(tmp_path):
-    "The comments of the dataclasses are the documentation, and nothing runs."
-    from llm_course.cli import config_fields
-
+    "What the fields say of themselves is the documentation, and nothing runs."
+    names = [field.name for part in (ModelConfig, TrainingConfig) for field in fields(part)]
     told = fine(course("train", "--show", "--config", "tiny", "--max-steps", 77, cwd=tmp_path))
     rows = [line.split(maxsplit=2) for line in told.splitlines()]
-    assert [row[0] for row in rows] == list(config_fields()) and all(len(row) == 3 for row in rows)
+    assert [row[0] for row in rows] == names and all(len(row) == 3 for row in rows)
     assert ["max_steps", "77"] in [row[:2] for row in rows] and snapshot(tmp_path) == {}
 
 
