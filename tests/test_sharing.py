@@ -29,7 +29,8 @@ from llm_course.gguf import write_gguf
 from llm_course.export import EXPORT_FILES, rounded
 from llm_course.model_card import Facts, collect_facts, export_hf, model_card, portable
 from llm_course.tokenizer import Tokenizer
-from llm_course.checkpoint import Checkpoint, load_checkpoint
+from llm_course.checkpoint import Checkpoint
+from llm_course.integrity import load_verified
 from llm_course.config import load_config
 from llm_course.files import read_json
 from llm_course.pipeline import train
@@ -44,7 +45,7 @@ def quiet(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Checkpoint:
-    return load_checkpoint(trained / "artifacts" / "checkpoints")
+    return load_verified(trained / "artifacts" / "checkpoints")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_transformers_and_ours_open_an_export(drawn, shape: dict, dtype: str, tm
     ids, stored = tokens(checkpoint), rounded(checkpoint.model, dtype)
     with torch.no_grad():
         assert torch.equal(theirs.float()(ids).logits, stored(ids))
-        assert torch.equal(load_checkpoint(folder).model(ids), stored(ids))
+        assert torch.equal(load_verified(folder).model(ids), stored(ids))
         assert torch.equal(stored(ids), checkpoint.model(ids)) == (dtype == "float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert tokenizer.encode("a fox,  <s>\n🦊") == checkpoint.tokenizer.encode("a fox,  <s>\n🦊")
@@ -108,7 +109,7 @@ def test_a_reader_in_its_own_precision_computes_as_ours_does(checkpoint: Checkpo
     folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", log=quiet)
     theirs, ids = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto"), tokens(checkpoint)
     with torch.no_grad():
-        ours = load_checkpoint(folder).model(ids)
+        ours = load_verified(folder).model(ids)
         assert 0 < (theirs(ids).logits.float() - ours).abs().max() < 0.02 * ours.abs().max()
 
 
@@ -139,7 +140,7 @@ def test_the_same_export_twice(published: Path, checkpoint: Checkpoint, document
     "Byte for byte, and an export that somebody has downloaded is exported again as it was, but for what only the run knew."
     again = export_hf(checkpoint, tmp_path / published.name, documents, log=quiet)
     assert snapshot(again) == snapshot(published)
-    second = export_hf(load_checkpoint(published), tmp_path / "second", log=quiet)
+    second = export_hf(load_verified(published), tmp_path / "second", log=quiet)
     assert {k: v for k, v in snapshot(second).items() if k != "README.md"} == {
         k: v for k, v in snapshot(published).items() if k != "README.md"}
     assert "How it was trained was not recorded." in (second / "README.md").read_text(encoding="utf-8")
@@ -346,15 +347,15 @@ def test_every_number_of_the_card_stands_in_the_run(published: Path, checkpoint:
 
 def test_a_checkpoint_in_the_middle_tells_its_own_losses(trained: Path, tmp_path: Path):
     "Not those of the end of the run; and beside the log of another run, none."
-    early = load_checkpoint(trained / "artifacts" / "checkpoints" / "step-000004")
+    early = load_verified(trained / "artifacts" / "checkpoints" / "step-000004")
     log = read_log(trained / "artifacts" / "checkpoints")
     losses = collect_facts(early, name="", folder="", dtype="float32").losses
     assert losses == {key: max((e["step"], e[key]) for e in log if key in e and e["step"] <= 4) for key in ("loss", "val_loss")}
     shutil.copytree(early.path, tmp_path / early.path.name)
-    assert not collect_facts(load_checkpoint(tmp_path / early.path.name), name="", folder="", dtype="float32").losses
+    assert not collect_facts(load_verified(tmp_path / early.path.name), name="", folder="", dtype="float32").losses
     log[0]["config"]["model"]["d_model"] += 1
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
-    assert not collect_facts(load_checkpoint(tmp_path / early.path.name), name="", folder="", dtype="float32").losses
+    assert not collect_facts(load_verified(tmp_path / early.path.name), name="", folder="", dtype="float32").losses
 
 
 def test_the_config_in_the_card_is_a_config(published: Path, checkpoint: Checkpoint, tmp_path: Path):
@@ -425,8 +426,8 @@ def own(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("own")
     write_shards([f"Sentence {i} of somebody's own, in no grammar that we know." for i in range(200)],
                  Tokenizer.load(trained / "data" / "shards"), folder / "shards", val_documents=["A last one."], seq_len=64)
-    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, log=quiet)
-    return load_checkpoint(result.checkpoint)
+    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, say=quiet)
+    return load_verified(result.checkpoint)
 
 
 def test_tales_as_the_evaluation_say_nothing_of_what_was_learned(own: Checkpoint, documents: list[str], tmp_path: Path):
@@ -451,7 +452,7 @@ def test_what_is_said_of_the_evaluated_text(trained: Path, checkpoint: Checkpoin
 def test_a_model_from_elsewhere_is_not_called_ours(published: Path, documents: list[str], tmp_path: Path):
     "A folder without a manifest: no tag, no maker, no data; whether the text was learned from, nobody knows."
     folder = shutil.copytree(published, tmp_path / "theirs")
-    text = card(export_hf(load_checkpoint(folder), tmp_path / "again", documents, log=quiet))
+    text = card(export_hf(load_verified(folder), tmp_path / "again", documents, log=quiet))
     assert 'tags: ["qwen3"]' in text and "made with llm_course" not in text
     assert "Whether the model has learned from it was not recorded." in section(text, "Evaluation")
     for name in ("Data", "Training"):
@@ -492,7 +493,7 @@ def test_what_a_run_began_from(told, name: str, sha256: str | None, sentence: st
 def test_the_figures_are_those_of_the_published_weights(checkpoint: Checkpoint, documents: list[str], tmp_path: Path):
     "In bfloat16 the weights are others, and so is the loss, a little: the card has that one."
     text = card(export_hf(checkpoint, tmp_path / "export", documents, dtype="bfloat16", log=quiet))
-    stored = evaluate(load_checkpoint(tmp_path / "export").model, checkpoint.tokenizer, documents)
+    stored = evaluate(load_verified(tmp_path / "export").model, checkpoint.tokenizer, documents)
     given = evaluate(checkpoint.model, checkpoint.tokenizer, documents)
     assert f'"value": {round(stored.bits_per_byte, 6)}}}' in text
     assert round(stored.bits_per_byte, 6) != round(given.bits_per_byte, 6)
@@ -520,8 +521,8 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
     "As it was typed, but for where the folders lay."
     config = load_config("tiny", {"seq_len": 64, "max_steps": 1})
     typed = f"llm-course train --config tiny --data '{trained}/data/shards' --max_steps 1"
-    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, log=quiet, command=typed)
-    folder = export_hf(load_checkpoint(result.checkpoint), tmp_path / "export", log=quiet)
+    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, say=quiet, command=typed)
+    folder = export_hf(load_verified(result.checkpoint), tmp_path / "export", log=quiet)
     assert "```sh\nllm-course train --config tiny --data shards --max_steps 1\n```" in card(folder)
     assert trained.name not in card(folder) and str(tmp_path) not in card(folder)
 
