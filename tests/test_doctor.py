@@ -479,4 +479,4 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
         yield
     found = examine(say=lambda line: None, checks=[check_nothing, check_clock])
     assert [finding.name for finding in found] == ["nothing", "clock"] and "no reason" in found[0].what
-    assert "check_nothing(Places(" in found[0].command
+    assert "check_nothing(RunPaths(" in found[0].command
