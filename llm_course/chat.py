@@ -34,7 +34,7 @@ class Chat:
 
     def __init__(self, checkpoint: object, seed: int | None, settings: dict[str, float], options: list[click.Parameter],
                  keyboard: bool) -> None:
-        self.checkpoint, self.options, self.keyboard, self.session, self.notes, self.stopped = checkpoint, keyboard, None, [], False
+        self.checkpoint, self.options, self.keyboard, self.session, self.notes, self.stopped = checkpoint, options, keyboard, None, [], False
         self.settings = settings | {"seed": random.randrange(2**31) if seed is None else seed}
         self.verbs = {name: getattr(self, name) for name in ("again", "check", "save", "help", "quit")}
 
