@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
-from .corpus import (Corpus, CourseError, atomic_write, check_ours, did_you_mean, file_sha256, message_stream,
+from .corpus import (Corpus, CourseError, atomic_write, check_ours, did_you_mean, duration, file_sha256, message_stream,
                                print_message, quantity, sync_folder, write_ours, write_tales, write_tales_corpus)
 from .gpt import GPT, ModelConfig
 from .packing import IGNORED, Shard, Shards, batch_indices, get_batch, sealed, stacked, write_shards
@@ -1446,16 +1446,19 @@ class Stages:
 def training_seconds(config: Config, shards: str | Path, steps: int) -> float:
     """About how long so many steps take on this machine, as three of them say, of a run that is thrown away."""
     run = start_run(config, shards, pick_device("auto"), say=silent, verify=False)
-    step_that_fits(run)   # the first is slower
-    begun = time.perf_counter()
-    for _ in range(3): step_that_fits(run)
-    return steps * (time.perf_counter() - begun) / 3
+    with NotedSignals() as signals:
+        step_that_fits(run, signals)   # the first is slower
+        begun = time.perf_counter()
+        for _ in range(3):
+            if signals.first: raise stopped_by(signals.first)
+            step_that_fits(run, signals)
+        return steps * (time.perf_counter() - begun) / 3
 
 def time_needed(config: Config, shards: str | Path, done: Path | None) -> str:
     """What to expect of a training, in a sentence; `done`: the checkpoint that it goes on from."""
     steps = config.training.max_steps - (int(done.name.removeprefix("step-")) if done else 0)
     seconds = min(training_seconds(config, shards, steps), 60 * config.training.max_minutes or math.inf)
-    return f"Training takes about {f'{seconds:.0f} seconds' if seconds < 100 else f'{seconds / 60:.1f} minutes'} on this machine."
+    return f"Training takes about {duration(seconds)} on this machine."
 
 # %% ../nbs/06_training.ipynb #5d220ff4
 def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,
