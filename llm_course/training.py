@@ -1458,7 +1458,7 @@ def time_needed(config: Config, shards: str | Path, done: Path | None) -> str:
     """What to expect of a training, in a sentence; `done`: the checkpoint that it goes on from."""
     steps = config.training.max_steps - (int(done.name.removeprefix("step-")) if done else 0)
     seconds = min(training_seconds(config, shards, steps), 60 * config.training.max_minutes or math.inf)
-    return f"Training takes about {duration(seconds)} on this machine."
+    return f"Training takes about {duration(max(1.0, seconds))} on this machine."
 
 # %% ../nbs/06_training.ipynb #5d220ff4
 def train_on_tales(config: str | Path | Config = "lesson", root: str | Path = "artifacts/lesson", *, n_train: int = 10_000,

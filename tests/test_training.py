@@ -855,5 +855,5 @@ def test_the_time_that_a_training_needs_is_that_of_the_steps_left(shards):
     """And never more than it may take."""
     config = tiny(shards, max_steps=10**6)
     assert re.fullmatch(r"Training takes about [0-9.]+ (minutes|hours|days) on this machine\.", time_needed(config, shards, None))
-    assert time_needed(config, shards, Path("step-999999")) == "Training takes about 0 seconds on this machine."
+    assert time_needed(config, shards, Path("step-999999")) == "Training takes about 1 second on this machine."
     assert time_needed(tiny(shards, max_steps=10**6, max_minutes=2.5), shards, None) == "Training takes about 2.5 minutes on this machine."
