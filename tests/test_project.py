@@ -401,7 +401,7 @@ def missing_folder() -> None:
     (mask_of_another_shape, "The size of tensor a (…) must match the size of tensor b (…)"), (wrong_split_of_qkv, "shape '[…]' is invalid for input of size …"),
     (wrong_permute_of_qkv, "view size is not compatible with input tensor's size and stride"), (missing_folder, "No such file or directory"),
     (None, "CUDA out of memory. Tried to allocate …"), (None, "The loss is NaN (`nan`)"), (None, "wrong permute"), (None, "qkv"),
-    (None, "broadcasts"), (None, "output folder that does not exist"), (None, "a mask of the wrong shape")], ids=str)
+    (None, "broadcasts"), (None, "output folder that does not exist"), (None, "a mask of the wrong shape")], ids=lambda value: getattr(value, "__name__", str(value)))
 def test_a_search_for_a_symptom_finds_the_page(fault, words):
     "The words that people meet elsewhere stand in the README's list of what goes wrong, as the programs print them."
     page = (ROOT / "README.md").read_text(encoding="utf-8")
