@@ -6,12 +6,14 @@ VENV ?= .venv
 bin := $(VENV)/bin
 ready := $(VENV)/ready
 older := .cache/transformers-4.57
+newest := .cache/newest
+constraints := $(wildcard .ci/constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export check notebooks test-slow test-gpu test-older test-llama torture fuzz clean
+.PHONY: help demo test lab mine export check notebooks test-slow test-gpu test-older test-newest test-llama torture fuzz clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s  %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s  %s\n", $$1, $$2}' Makefile
 
 demo: $(ready) ## corpus, tokenizer, shards, training, evaluation and three stories, in minutes on a CPU
 	@"$(bin)/llm-course" demo
@@ -20,8 +22,21 @@ test: $(ready) ## every notebook, then every quick test
 	OMP_NUM_THREADS=1 "$(bin)/nbdev_test" --path nbs  # it runs as many notebooks at a time as there are processors
 	LLM_COURSE_PROGRAMS=all "$(bin)/python" -m pytest -n auto --dist loadfile -m "not slow and not llama"
 
-lab: $(ready) ## open the course in JupyterLab
-	"$(bin)/jupyter" lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+# JupyterLab refuses to run as root, as one is in many containers, unless it is told that this is meant.
+COURSE ?= nbs
+as_root = $(if $(filter 0,$(shell id -u)),--allow-root)
+lab: $(ready) ## open the course in JupyterLab; `make lab COURSE=mine` opens your copy
+	@[ -e "$(COURSE)/index.ipynb" ] || { echo "There is no $(COURSE)/index.ipynb. For a copy of your own: make mine"; exit 1; }
+	"$(bin)/jupyter" lab $(as_root) --ServerApp.root_dir=. "--LabApp.default_url=/lab/tree/$(COURSE)/index.ipynb"
+
+mine: ## copy the notebooks to mine/, where git leaves your answers alone; what lies there stays as it is
+	@mkdir -p mine/.originals
+	@for file in nbs/*.ipynb; do name="$${file##*/}"; \
+	  if [ ! -e "mine/$$name" ] && [ ! -L "mine/$$name" ]; then \
+	    cp "$$file" "mine/.originals/$$name" && cp "$$file" "mine/$$name" && echo "  mine/$$name" || exit 1; \
+	  elif [ -e "mine/.originals/$$name" ] && ! cmp -s "$$file" "mine/.originals/$$name"; then \
+	    echo "  mine/$$name stays as it is, and nbs/ has a newer version: rename yours and run \`make mine\` again to get it"; fi; done
+	@echo "Your copy of the course is in mine/. Open it: make lab COURSE=mine"
 
 export: $(ready) ## write llm_course/ from nbs/
 	"$(bin)/nbdev_export"
@@ -52,6 +67,14 @@ test-older: $(ready) $(older)/ready ## the tests beside transformers with an old
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -c "from transformers import __version__ as v; assert v.startswith('4.57.'), v"
 	PYTHONPATH="$(CURDIR)/$(older)" "$(bin)/python" -m pytest tests/test_transformers.py "--record=transformers 4.57: transformers tokenizers torch"
 
+# Not beside the environment, since another torch wants other packages throughout. No constraints: what a user's pip would take today.
+core := attention gpt training sampling evaluation speed inside transformers
+test-newest: ## the core's tests with the newest PyTorch that settings.ini admits, in an environment of its own
+	@test -x "$(newest)/bin/python" || "$(PYTHON)" -m venv "$(newest)"
+	"$(newest)/bin/python" -m pip install --disable-pip-version-check --upgrade torch transformers -e ".[sharing]" pytest hypothesis
+	@"$(newest)/bin/python" -c "import torch; print('torch', torch.__version__)"
+	OMP_NUM_THREADS=1 "$(newest)/bin/python" -m pytest -m "not slow" $(core:%=tests/test_%.py)
+
 # Built for any processor of the last ten years, not for this one, so that the wheel can move, and because GCC 12 makes code for
 # Intel's newest ones that crashes (https://github.com/ggml-org/llama.cpp/issues/20824). To build it anew: delete .cache/llama.
 llama := 0.3.36
@@ -69,7 +92,7 @@ torture: $(ready) ## kill N=200 training processes, resume them, and compare wit
 	"$(bin)/python" tests/torture.py --kills "$(N)" --seed 0
 
 clean: ## remove the environment and the caches; data/ and artifacts/ stay
-	rm -rf "$(VENV)" "$(older)" build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf "$(VENV)" "$(older)" "$(newest)" build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made once, and again when a file that describes it changes. (pyproject.toml does not count: nbdev_export
@@ -78,7 +101,7 @@ $(ready): settings.ini setup.py
 	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11) and 'llm_course needs Python 3.11 or newer, and this is ' + sys.version.split()[0] + '. Try: make PYTHON=python3.12')"
 	@echo "Making the environment in $(VENV): once, some minutes, most of them for PyTorch."
 	"$(PYTHON)" -m venv "$(VENV)"
-	"$(bin)/python" -m pip install --disable-pip-version-check -e ".[dev]"
+	"$(bin)/python" -m pip install --disable-pip-version-check $(addprefix --constraint ,$(constraints)) -e ".[dev]"
 	@touch "$@"
 
 # Beside the environment, and put in front of it: transformers and the two packages that go by its version. All else is shared.

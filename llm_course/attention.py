@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['POSITIONS_KEPT', 'ShapeError', 'shape_checked', 'written_out', 'unit_rms', 'RMSNormFunction', 'RMSNorm', 'rope_table',
-           'RotaryFunction', 'apply_rope', 'add_to_first', 'BlockedAttention', 'as_autocast', 'attention_in_blocks',
-           'on_processor', 'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache', 'AttentionSizes', 'Attention']
+           'RotaryFunction', 'apply_rope', 'add_to_first', 'BlockedAttention', 'as_autocast', 'hide_from_compiler',
+           'attention_in_blocks', 'on_processor', 'blocks_pay', 'asks_in_groups', 'causal_attention', 'KVCache',
+           'AttentionSizes', 'Attention']
 
 # %% ../nbs/04_attention.ipynb #4b264b32
 import functools
@@ -287,10 +288,18 @@ def as_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if device != "meta" and torch.is_autocast_enabled(device) else x
 
 # %% ../nbs/04_attention.ipynb #fcf1d1b6
-@torch.compiler.disable
 def _uncompiled(*qkv: Tensor) -> Tensor:
-    """`BlockedAttention` out of torch.compile's sight: it would find that the same weights come again, and keep them."""
+    """`BlockedAttention`, which torch.compile must not see: it would find that the same weights come again, and keep them."""
     return BlockedAttention.apply(*qkv)
+
+
+@functools.cache
+def hide_from_compiler() -> None:
+    """Let torch.compile leave `_uncompiled` alone. To be called before anything is compiled, and not at import.
+
+    `torch.compiler.disable` imports the compiler, which takes nearly as long as all the rest of torch."""
+    global _uncompiled
+    _uncompiled = torch.compiler.disable(_uncompiled)
 
 
 def attention_in_blocks(
@@ -326,6 +335,10 @@ def causal_attention(
 
     The T queries are the last T of the S positions that have keys. Each of the K key heads serves H / K query heads.
     """
+    # FlashAttention (Flash-Attn): on a GPU PyTorch's scaled_dot_product_attention already picks the fastest kernel that takes these
+    # arguments: FlashAttention-2 or cuDNN's for half precision without a mask (as in training, is_causal), memory-efficient for
+    # fp32 or a mask, else the plain formula ("math"). To see which one ran: torch.profiler (aten::_scaled_dot_product_flash_attention
+    # and its like); to allow one alone: torch.nn.attention.sdpa_kernel. A package of its own (flash-attn: B T H D) would be called here.
     T, S = q.shape[2], k.shape[2]
     if T == S and blocks_pay(q.device, T) and q.requires_grad and torch.is_grad_enabled():
         return attention_in_blocks(q, k, v)

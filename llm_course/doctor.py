@@ -44,7 +44,7 @@ import torch
 import torch.nn.functional as F
 
 from .attention import causal_attention
-from .corpus import CourseError
+from .corpus import CourseError, duration, quantity
 from .gpt import GPT, ModelConfig
 from .packing import Manifest, Shards, limits, read_index, usable_processors
 from .tokenizer import Tokenizer
@@ -348,7 +348,7 @@ def processor_name() -> str:
 def check_processors(places: Places) -> Iterator[Finding]:
     "Threads against the processors that this process may use."
     n, used, asked = usable_processors(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS", "")
-    there = f"{processor_name()}, {n} of {os.cpu_count()} processors are ours"
+    there = f"{processor_name()}, {n} of {quantity(os.cpu_count(), 'processor')} {'is' if n == 1 else 'are'} ours"
     command = set_variable("OMP_NUM_THREADS", n)
     if (most := max(used, int(asked) if asked.isdecimal() else 0)) > n:  # newer torch starts fewer than it is asked for
         whose = f"OMP_NUM_THREADS asks for {most}" if most > used else f"torch computes with {used}"
@@ -356,7 +356,7 @@ def check_processors(places: Places) -> Iterator[Finding]:
     elif used < n and asked:
         yield Finding("processors", "note", f"{there}, and OMP_NUM_THREADS lets torch use {used}.", command)
     else:
-        yield Finding("processors", "fine", f"{there}; torch computes with {used} threads.")
+        yield Finding("processors", "fine", f"{there}; torch computes with {quantity(used, 'thread')}.")
 
 
 def process_limit(name: str) -> float:
@@ -627,7 +627,7 @@ def check_index(shards: Shards, name: str, n_tokens: int, n_documents: int) -> N
     ends = np.cumsum(lengths, dtype=np.int64)
     size = np.dtype(shards.manifest.dtype).itemsize
     if len(lengths) != n_documents or ends[-1:].sum() != n_tokens or not np.array_equal(starts, (ends - lengths) * size):
-        raise CourseError(f"{path} is damaged: it does not cut {n_tokens:,} tokens into {n_documents:,} documents.")
+        raise CourseError(f"{path} is damaged: it does not cut {quantity(n_tokens, 'token')} into {quantity(n_documents, 'document')}.")
 
 
 def verify_shards(places: Places, allowance: Allowance) -> Iterator[str]:
@@ -664,7 +664,7 @@ def check_shards(places: Places) -> Iterator[Finding]:
         what = bad[0] + (f" And {len(bad) - 1} more." if bad[1:] else "")
         yield Finding("shards", "wrong", what, prepare_again(places, right[0] if right else places.tokenizer))
         return
-    what = f"{sum(manifest.tokens(split) for split in manifest.splits):,} tokens in {data}"
+    what = f"{quantity(sum(manifest.tokens(split) for split in manifest.splits), 'token')} in {data}"
     if allowance.skipped:
         yield allowance.rest("shards", what, places)
     else:
@@ -688,7 +688,7 @@ def check_checkpoints(places: Places) -> Iterator[Finding]:
     elif sound and allowance.skipped:
         yield allowance.rest("checkpoints", f"{len(sound)} in {places.checkpoints}, the newest is {sound[0].name}", places)
     elif sound:
-        what = f"{len(sound)} of {len(folders)} in {places.checkpoints} load; the newest is {sound[0].name}."
+        what = f"{len(sound)} of {len(folders)} in {places.checkpoints} {'loads' if len(sound) == 1 else 'load'}; the newest is {sound[0].name}."
         yield Finding("checkpoints", "fine", what)
     if sound:
         yield check_latest(Path(places.checkpoints) / "latest", sound[0])
@@ -717,7 +717,7 @@ def check_log(places: Places) -> Iterator[Finding]:
         if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in entries):
             raise CourseError(f"{path} cannot be read as a log: a line of it has no step.")
         last = max((entry["step"] for entry in entries), default=0)
-        yield Finding("log", "fine", f"{path} has {len(entries):,} lines, up to step {last:,}.")
+        yield Finding("log", "fine", f"{path} has {quantity(len(entries), 'line')}, up to step {last:,}.")
     except CourseError as error:
         yield Finding("log", "wrong", str(error), aside(path))
 
@@ -787,7 +787,7 @@ def check_disk(places: Places) -> Iterator[Finding]:
     newest = newest_checkpoint(places.checkpoints)
     sizes = [path.stat().st_size for path in newest.iterdir() if path.is_file()] if newest else []
     if (limit := process_limit("RLIMIT_FSIZE")) < max(sizes, default=2**20):
-        yield Finding("disk", "wrong", f"The shell limits a file to {limit:,.0f} bytes.", "ulimit -f unlimited")
+        yield Finding("disk", "wrong", f"The shell limits a file to {quantity(int(limit), 'byte')}.", "ulimit -f unlimited")
     folders = {folder.stat().st_dev: folder for folder in map(existing, (places.data, places.checkpoints))}
     for folder in folders.values():
         free, need = shutil.disk_usage(folder).free, max(sum(sizes), 2**20)
@@ -795,7 +795,7 @@ def check_disk(places: Places) -> Iterator[Finding]:
             what = f"{free / 1e6:,.1f} MB are free at {folder}, and a checkpoint needs {need / 1e6:,.1f}: see what could go."
             yield Finding("disk", "wrong", what, what_is_large(folder))
         else:
-            room = f": room for {free // need:,} checkpoints like the newest" if newest else ""
+            room = f": room for {quantity(free // need, 'checkpoint')} like the newest" if newest else ""
             yield Finding("disk", "fine", f"{free / 1e9:,.1f} GB are free at {folder}{room}.")
 
 
@@ -808,7 +808,7 @@ def check_clock(places: Places) -> Iterator[Finding]:
     ahead = last.stat().st_mtime - time.time()
     if ahead > 60:
         sets = {"Linux": "sudo timedatectl set-ntp true", "Darwin": "sudo sntp -sS time.apple.com"}
-        what = f"It says {time.strftime('%Y-%m-%d %H:%M')}, and {last} was written {ahead / 60:,.0f} minutes later than that."
+        what = f"It says {time.strftime('%Y-%m-%d %H:%M')}, and {last} was written {duration(ahead)} later than that."
         yield Finding("clock", "wrong", what, sets.get(platform.system(), "w32tm /resync"))
     else:
         yield Finding("clock", "fine", f"It says {time.strftime('%Y-%m-%d %H:%M')}, and no file is from the future.")

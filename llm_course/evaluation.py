@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from .corpus import Choice, CourseError, Verdict, read_tale, tale_choices, tale_log_prob
+from .corpus import Choice, CourseError, Verdict, quantity, read_tale, tale_choices, tale_log_prob
 from .gpt import GPT
 from .tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ def window_losses(model: GPT, batch: Sequence[Window]) -> list[Tensor]:
 def score(model: GPT, stream: Iterable[Window], batch_size: int) -> Iterator[tuple[Window, Tensor]]:
     "Each window with the nats of its new tokens; `batch_size` windows at a time are in memory."
     stream = iter(stream)
-    while batch := list(islice(stream, batch_size)):
+    while batch := list(islice(stream, min(batch_size, 2**31))):  # islice takes no larger number
         yield from zip(batch, window_losses(model, batch))
 
 # %% ../nbs/07_evaluation.ipynb #ddddedb2
@@ -181,7 +181,7 @@ class Evaluation:
         "The figures in one line."
         floor = "" if self.floor_bits is None else f" (floor {self.floor_bits_per_byte:.4f}, gap {self.gap:.1%})"
         return (
-            f"{self.documents:,} documents, {self.bytes:,} bytes, {self.tokens:,} tokens: "
+            f"{quantity(self.documents, 'document')}, {quantity(self.bytes, 'byte')}, {quantity(self.tokens, 'token')}: "
             f"perplexity {self.perplexity:.3f} per token, {self.bits_per_byte:.4f} bits per byte{floor}; "
             f"context {self.context}, stride {self.stride}"
         )

@@ -24,7 +24,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/05_gpt.ipynb #88208a26
-from .attention import POSITIONS_KEPT, Attention, KVCache, RMSNorm, as_autocast, blocks_pay, rope_table, shape_checked
+from .attention import (POSITIONS_KEPT, Attention, KVCache, RMSNorm, as_autocast, blocks_pay, hide_from_compiler, rope_table,
+                                  shape_checked)
 from .corpus import CourseError
 from .packing import IGNORED
 
@@ -219,17 +220,19 @@ class LinearCrossEntropy(torch.autograd.Function):
         return d_logits @ head * share, d_logits.T @ (x * share), None, None
 
 # %% ../nbs/05_gpt.ipynb #9d44396b
-@torch.compiler.disable
 def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"],
                          compiled: bool = False) -> Float[Tensor, ""]:
-    "`F.cross_entropy(F.linear(x, head).float(), targets)`, as above where a gradient is wanted: fused if `compiled`, on a GPU."
-    if not torch.is_grad_enabled():
+    """`F.cross_entropy(F.linear(x, head).float(), targets)`, as above where a gradient is wanted: fused if `compiled`, on a GPU.
+
+    Who compiles all of a model gets PyTorch's own: a compiler fuses that, and must not see what is written over."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.cross_entropy(F.linear(x, head).float(), targets)
     return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets, compiled and x.device.type == "cuda")
 
 # %% ../nbs/05_gpt.ipynb #anywhere
 def compile_anywhere(function: Callable, **options: object) -> Callable:
     "`torch.compile(function)`, also where torch lies in a folder whose name has a space: up to 2.13 it does not quote that for the linker."
+    hide_from_compiler()
     if os.name == "posix" and " " in torch.__file__:
         from torch.utils import cpp_extension  # seconds to load, and rarely needed
         if "'" not in (libraries := cpp_extension.TORCH_LIB_PATH): cpp_extension.TORCH_LIB_PATH = shlex.quote(libraries)

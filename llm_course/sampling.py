@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .attention import KVCache, attention_in_blocks, blocks_pay, causal_attention, rope_table, shape_checked
-from .corpus import CourseError
+from .corpus import CourseError, print_message, quantity
 from .gpt import GPT, Block, compile_anywhere
 from .tokenizer import Tokenizer
 
@@ -40,6 +40,8 @@ def draw(probs: Float[Tensor, "B V"], u: Float[Tensor, "B"]) -> Int[Tensor, "B"]
 @shape_checked
 def apply_temperature(logits: Float[Tensor, "B V"], temperature: float) -> Float[Tensor, "B V"]:
     "Logits divided by `temperature` > 0: below 1 the likely tokens gain, above 1 the unlikely ones."
+    limits = torch.finfo(logits.dtype)
+    temperature = min(max(temperature, limits.tiny), limits.max**0.5)  # beyond, it would be 0, or all quotients
     return (logits - logits.amax(-1, keepdim=True)) / temperature  # the largest becomes 0, so nothing overflows
 
 # %% ../nbs/08_sampling.ipynb #cd285523
@@ -57,7 +59,8 @@ def keep_top_p(logits: Float[Tensor, "B V"], p: float) -> Float[Tensor, "B V"]:
     Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1.
     """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    before = F.pad(ordered.softmax(-1).cumsum(-1)[:, :-1], (1, 0))  # the mass in front of each: below p, it is still needed
+    # the mass in front of each: below p, it is still needed; -1, which is below any p, so that the likeliest always is
+    before = F.pad(ordered.softmax(-1).cumsum(-1)[:, :-1], (1, 0), value=-1.0)
     drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(drop, -math.inf)
 
@@ -79,8 +82,10 @@ def penalize_repeats(
 
     The idea is from Keskar et al. 2019, CTRL, section 4.1, who divide all; the case of the sign is that of transformers.
     """
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lower, logits)
+    limits = torch.finfo(logits.dtype)
+    penalty = min(max(penalty, limits.max**-0.25), limits.max**0.25)  # beyond, logits would become 0 or infinite
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(limits.min, limits.max)
+    return torch.where(seen & logits.isfinite(), lower, logits)
 
 # %% ../nbs/08_sampling.ipynb #2e21f6a5
 @dataclass(frozen=True)
@@ -106,11 +111,17 @@ class Sampler:
 
     @shape_checked
     def probabilities(self, logits: Float[Tensor, "B V"], seen: Bool[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-        "Of every token to come next; `seen` says which have been there."
+        """Of every token to come next, as the dtype of `logits`; `seen` says which have been there.
+
+        Computed in float64, where no setting is so small or so large that its effect is lost. CourseError for logits with NaN."""
+        if not logits.amax(-1).isfinite().all():
+            raise CourseError("The model's logits hold NaN or infinity: its weights are damaged, or too large for this precision.")
+        given, device = logits, "cpu" if logits.device.type == "mps" else logits.device  # an Apple GPU has no float64
+        logits, seen = logits.to(device, torch.float64), seen.to(device)
         if self.repetition_penalty != 1:
             logits = penalize_repeats(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
-            return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+            return torch.zeros_like(given).scatter(-1, logits.argmax(-1, keepdim=True).to(given.device), 1.0)
         logits = apply_temperature(logits, self.temperature)
         if self.top_k:
             logits = keep_top_k(logits, self.top_k)
@@ -118,7 +129,7 @@ class Sampler:
             logits = keep_top_p(logits, self.top_p)
         if self.min_p:
             logits = keep_min_p(logits, self.min_p)
-        return logits.softmax(-1)
+        return logits.softmax(-1).to(given)
 
 # %% ../nbs/08_sampling.ipynb #gen00007
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -389,8 +400,8 @@ class Context:
         self.reader = reader(model, n_samples, use_cache, precision)
         self.cache = self.reader.cache
         if len(prompt_ids) > self.limit:
-            sizes = f"The prompt has {len(prompt_ids)} tokens and the model sees {self.limit}"
-            self.tell(f"{sizes}: the oldest {len(prompt_ids) - self.limit} are left out.")
+            sizes = f"The prompt has {quantity(len(prompt_ids), 'token')} and the model sees {self.limit:,}"
+            self.tell(f"{sizes}: the oldest {quantity(len(prompt_ids) - self.limit, 'is', 'are')} left out.")
 
     def tell(self, message: str) -> None:
         "Say the first message, and only that one."
@@ -406,7 +417,7 @@ class Context:
             self.tokens = self.tokens[:, -half:]
             if self.cache is not None:
                 self.cache.length = 0
-            self.tell(f"The text outgrows the context of {self.limit} tokens: now the model sees its newest {half} or more.")
+            self.tell(f"The text outgrows the context of {quantity(self.limit, 'token')}: now the model sees its newest {half} or more.")
 
     def logits(self) -> Float[Tensor, "B V"]:
         "Of the token to come, in float32. With a cache the model reads only what it has not read yet."
@@ -430,7 +441,7 @@ def token_stream(
     "The next token of every sample, again and again without end. Sample i draws from a generator of its own, `seed + i`."
     context = Context(model, prompt_ids, n_samples, use_cache, say, precision)
     start = torch.Generator().seed() % 2**31 if seed is None else seed
-    generators = [torch.Generator().manual_seed(start + row) for row in range(n_samples)]
+    generators = [torch.Generator().manual_seed((start + row) % 2**64) for row in range(n_samples)]
     seen = torch.zeros(n_samples, model.config.vocab_size, dtype=torch.bool, device=context.tokens.device)
     seen[:, list(prompt_ids)] = True
     while True:
@@ -513,7 +524,7 @@ def write(
     prompt: str = "",
     max_new_tokens: int = 200,
     *,
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], object] | None = print_message,
     **options,
 ) -> list[str]:
     "Texts that begin with `prompt` and go on until the document ends or `max_new_tokens` are there. Options as in `generate`."
@@ -531,7 +542,7 @@ def stream_text(
     seed: int | None = None,
     use_cache: bool = True,
     precision: str = "fp32",
-    say: Callable[[str], None] | None = print,
+    say: Callable[[str], object] | None = print_message,
     **options,
 ) -> Iterator[str]:
     "What follows `prompt`, in pieces of whole characters, as the model writes it. `options` are the fields of `Sampler`."
@@ -552,7 +563,7 @@ class Draft:
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, prompt: str = "", *, seed: int | None = None,
-        precision: str = "fp32", say: Callable[[str], None] | None = print, **options,
+        precision: str = "fp32", say: Callable[[str], object] | None = print_message, **options,
     ):
         ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]
         check_request(model, ids, max_new_tokens=1, n_samples=1)

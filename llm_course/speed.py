@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .corpus import CourseError, did_you_mean
+from .corpus import CourseError, did_you_mean, quantity
 from .doctor import memory, processor_name
 from .gpt import GPT, ModelConfig
 from .training import Config, accumulate, make_optimizers, pick_device, pick_precision
@@ -331,7 +331,7 @@ def this_device(name: str, config: ModelConfig, precision: torch.dtype) -> Devic
     device = pick_device(name)
     gpu, rows = device.type == "cuda", 512 if device.type == "cpu" else 8192
     size = torch.cuda.get_device_properties(device).total_memory if gpu else memory()[0]
-    title = torch.cuda.get_device_name(device) if gpu else f"{processor_name()}, {torch.get_num_threads()} threads"
+    title = torch.cuda.get_device_name(device) if gpu else f"{processor_name()}, {quantity(torch.get_num_threads(), 'thread')}"
     return Device(title, {precision: rate_at_shapes(config, rows, precision, device)}, bandwidth(2**26, device), size, "measured")
 
 # %% ../nbs/11_speed.ipynb #55d8fe25

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece as spm
 
-from .corpus import CourseError, atomic_write, read_whole
+from .corpus import CourseError, atomic_write, print_message, read_whole
 
 # %% ../nbs/02_tokenizer.ipynb #18612730
 SPACE = "\u2581"  # ▁, by which SentencePiece writes a space inside a piece
@@ -255,7 +255,7 @@ def _trainable(documents: Iterable[str]) -> Iterator[str]:
                 yield from (part[i : i + 30_000] for i in range(0, len(part), 30_000))
 
 
-def sample(texts: Iterable[str], limit: int, say: Callable[[str], None] = print) -> list[str]:
+def sample(texts: Iterable[str], limit: int, say: Callable[[str], object] = print_message) -> list[str]:
     """As many texts as `limit` bytes hold, but at least one, those with the smallest hashes: their order does not matter."""
     heap: list[tuple[int, str]] = []
     kept, total, bound = 0, 0, 2**64
@@ -280,7 +280,7 @@ def train_tokenizer(
     *,
     strict: bool = False,  # an error, not a smaller vocabulary, when the corpus is too small
     sample_bytes: int = 100_000_000,  # learn from at most so much text
-    say: Callable[[str], None] = print,
+    say: Callable[[str], object] = print_message,
 ) -> Tokenizer:
     """Learn a byte-pair vocabulary: `<unk>`, `</s>`, the 256 bytes, then merges, then single characters (Sennrich et al., 2016).
 
@@ -291,7 +291,8 @@ def train_tokenizer(
     texts = sample(_trainable(documents), sample_bytes, say)
     if not texts:
         raise CourseError(_NO_TEXT)
-    tokenizer = Tokenizer(_train(texts, vocab_size))
+    possible = 258 + 2 * sum(map(len, texts))  # no more characters and merges than that, and the trainer would count up to any number
+    tokenizer = Tokenizer(_train(texts, min(vocab_size, possible)))
     if (largest := tokenizer.vocab_size) < vocab_size:
         message = f"A vocabulary of {vocab_size:,} is too large for this corpus: the largest that it supports is {largest:,}."
         if strict:

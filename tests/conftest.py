@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,6 +70,12 @@ def fine(outcome: Outcome) -> str:
     return outcome.out
 
 
+def words_of(command: str) -> list[str]:
+    "The arguments of a command that a message names: `llm-course ARGS`, or `python -m llm_course ARGS` where that is how it was started."
+    program, *words = shlex.split(command.replace("\\\n", " "))
+    return words if Path(program).stem == "llm-course" else words[2:]
+
+
 def snapshot(folder: Path) -> dict[str, str]:
     "Every path under a folder and what is in it."
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
@@ -95,7 +102,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     "With LLM_COURSE_PROGRAMS=all, as in `make test`, a program that is missing is an error: its tests would be skipped, and all look well."
-    programs = ["transformers", "gguf", "lm_eval", "datatrove", "orjson"] + ["megatron"] * (sys.platform == "linux")
+    programs = ["transformers", "gguf", "lm_eval", "datatrove", "orjson"] + ["megatron"] * (sys.platform == "linux" and sys.version_info < (3, 14))
     missing = [name for name in programs if not find_spec(name)]
     if os.environ.get("LLM_COURSE_PROGRAMS") == "all" and missing:
         raise pytest.UsageError(f"Not installed: {', '.join(missing)}. Their tests would be skipped: `make clean`, then `make test`.")

@@ -61,7 +61,7 @@ def test_crlf_is_no_mistake(folder):
         (folder / name / "c.txt").write_bytes(text)
         fine(course("prepare", "--input", f"{name}/c.txt", "--seq_len", 16, "--out_dir", f"{name}/shards", cwd=folder))
     assert snapshot(folder / "lf/shards") == snapshot(folder / "crlf/shards")
-    assert (folder / "lf/val.txt").read_bytes() == (folder / "crlf/val.txt").read_bytes()
+    assert (folder / "lf/shards/val.txt").exists()
 
 
 @pytest.mark.slow
@@ -198,14 +198,13 @@ def test_no_permission_to_write(folder, stage, kind):
     assert "locked" in refused(folder, stage, *(str(arg).format("locked") for arg in WRITERS[stage]))
 
 
-def test_held_out_text_that_cannot_be_written(folder):
-    "The place for val.txt is tried before the shards take theirs."
-    if os.name == "nt" or os.geteuid() == 0:
-        pytest.skip("this user may write everywhere")
+def test_a_text_in_a_folder_that_cannot_be_written(folder):
+    "What is held out goes with the shards, so the text may lie where nothing can be written."
     (folder / "mine").mkdir()
     shutil.copy(folder / "data/raw/corpus.txt", folder / "mine/c.txt")
     (folder / "mine").chmod(0o500)
-    assert "val.txt" in refused(folder, "prepare", "--input", "mine/c.txt", "--seq_len", 16)
+    fine(course("prepare", "--input", "mine/c.txt", "--seq_len", 16, cwd=folder))
+    assert (folder / "data/shards/val.txt").exists()
 
 
 def test_the_same_in_a_process_of_its_own(folder):
@@ -220,4 +219,4 @@ def test_compiling_without_a_compiler(folder):
     done = process("train", "--config", "tiny", "--max_steps", 1, "--compile", "true", "--out", "compiled", cwd=folder,
                    CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(folder / "cache"))
     assert done.code == 2 and "Traceback" not in done.err, done.err
-    assert "llm-course doctor" in done.lines[-1] and "--compile false" in done.lines[-1]
+    assert "llm_course doctor`" in done.lines[-1] and "--compile false" in done.lines[-1]

@@ -20,16 +20,18 @@ IN_A_TERMINAL = ("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 
 
 class Terminal:
-    "A pseudoterminal with `llm-course chat` on it: `type` is the keyboard, `until` the screen."
+    "A pseudoterminal of 80 columns with `llm-course chat` on it: `type` is the keyboard, `until` the screen."
 
     def __init__(self, folder: Path, state: Path, *args: object):
         import pty
         import termios
         self.keys, self.line = pty.openpty()
+        termios.tcsetwinsize(self.line, (24, 80))
         self.settings = lambda: termios.tcgetattr(self.line)
         self.before, self.shown, self.read = self.settings(), "", 0
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm",
                "XDG_STATE_HOME": str(state)}
+        env.pop("COLUMNS", None)  # which would overrule the terminal
         self.process = subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL, "chat", *map(str, args)], cwd=folder, env=env,
                                         stdin=self.line, stdout=self.line, stderr=self.line, start_new_session=True)
         self.until("it does not answer.*\n> ")
@@ -132,23 +134,29 @@ def test_lines_are_edited_and_come_back(terminal, trained, tmp_path):
 
 @at_a_terminal
 def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_path):
-    "What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed."
-    from llm_course.cli import visible
+    """What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed.
+
+    It has lines that fit the terminal, broken between words."""
+    from llm_course.cli import visible, width
     seed = long_seed(trained)
     chat = terminal("--max_new_tokens", 10**6, "--temperature", 1, "--seed", seed)
     chat.type("Once\n")
     begun = chat.until(r"\nOnce.{9}")
     chat.type(CTRL_C)  # at once: a text that is being written hears it at any time
     begun += chat.until(r"\n\(seed \d+: an empty line goes on\)\n> ")
-    chat.type("/max_new_tokens 30\n\n")
-    more = chat.until(r"\nmax_new_tokens 30\n> \n(?s:.*?)\n\(seed .*\)\n> ")
+    chat.type("/max_new_tokens 100\n\n")
+    more = chat.until(r"\nmax_new_tokens 100\n> \n(?s:.*?)\n\(seed .*\)\n> ")
     chat.type(f"/save {tmp_path / 'text'}\n{CTRL_D}")
     assert chat.ends() == 0
     text = visible((tmp_path / "text").read_bytes().decode().removesuffix("\n"))
     whole = fine(course("generate", "--prompt", "Once", "--seed", seed, "--temperature", 1, "--max_new_tokens", 500, cwd=trained))
     assert whole.startswith(text)
-    parts = (begun.split("\n", 1)[1].replace("^C", "", 1), more.split("30\n> \n", 1)[1])
-    assert "".join(part.rpartition("\n(seed ")[0] for part in parts) == text
+    parts = (begun.split("\n", 1)[1].replace("^C", "", 1), more.split("100\n> \n", 1)[1])
+    told = [re.sub(r"\n\(The text outgrows[^)]*\)", "", part.rpartition("\n(seed ")[0]) for part in parts]
+    assert "".join("".join(told).split()) == "".join(text.split())
+    lines = [line for part in told for line in part.split("\n")]
+    assert len(lines) > 3 and all(width(line) < 80 or len(line.split()) == 1 for line in lines)
+    assert set(told[1].split()[1:-1]) <= set(text.split())
 
 
 @at_a_terminal
@@ -209,6 +217,7 @@ def test_commands(trained, tmp_path):
 @pytest.mark.parametrize("line, told", [
     ("/temprature 1", "'/temperature'"), ("/temp 1", "'/temperature'"), ("/qiut", "'/quit'"), ("/", "/help"), ("/xyz", "/help"),
     ("/temperature -1", "/temperature"), ("/top_k many", "/top_k"), ("/seed 99999999999999999999", "/seed"),
+    ("/temperature nan", "temperature"), ("/repetition_penalty inf", "repetition_penalty"), ("/top_p nan", "top_p"),
     ("/save", "/save story"), ("/save .", "another name"), ("/save /dev/null/x", "/dev/null"), ("the " * 300, "shorten"),
     ("\udcff", "Unicode")])
 def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
@@ -217,6 +226,32 @@ def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
     done = piped(trained, typed, "--max_new_tokens", 2, "--temperature", 0)
     assert done.exit_code == 2 and done.stdout.count("Once") == 2
     assert len(done.stderr.splitlines()) == 1 and told in done.stderr
+
+
+def test_settings_at_their_limits_write_on(trained):
+    "What is admitted is answered: with numbers that a float32 takes for 0 or infinity, too, and all of them together."
+    limits = ["/temperature 1e-46", "/top_p 1e-300", "/repetition_penalty 1e-300", "/top_k 99999999999999999999", "/min_p 5e-324"]
+    done = piped(trained, "".join(f"{line}\nOnce\n" for line in [*limits, "/temperature 1e300", "/repetition_penalty 1e300"]),
+                 "--max_new_tokens", 3, "--seed", 0)
+    told = [line for line in done.stdout.splitlines() if line.startswith("Once")]
+    assert done.exit_code == 0 and len(told) == 7 and len(done.stderr.splitlines()) == 7
+
+
+def test_a_fault_of_ours_ends_no_chat(trained, monkeypatch):
+    "It costs its text a line with what happened and where; the next line is answered, and an empty one begins anew."
+    from llm_course import sampling
+    real, throws = sampling.draw, iter([True, False])
+
+    def breaks_once(*given):
+        if next(throws, False):
+            raise IndexError("index 600 is out of bounds")
+        return real(*given)
+
+    monkeypatch.setattr(sampling, "draw", breaks_once)
+    done = piped(trained, "Once\n\nTwice\n", "--max_new_tokens", 3, "--seed", 0)
+    first, second, third = done.stdout.split("\n")[:3]
+    assert done.exit_code == 2 and first == "Once" and not second.startswith("Once") and third.startswith("Twice")
+    assert re.fullmatch(r"IndexError in test_chat.py, line \d+: index 600 is out of bounds. .*goes on.\n", done.stderr)
 
 
 @pytest.mark.parametrize("line", ["/again", "/check", "/save x.txt"])

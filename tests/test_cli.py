@@ -135,7 +135,7 @@ def test_the_default_corpus_is_written_where_it_is_missing(tmp_path, trained, mo
     import llm_course.corpus as corpus
 
     write = corpus.write_tales_corpus
-    monkeypatch.setattr(corpus, "write_tales_corpus", lambda folder, n_train, n_val, seed: write(folder, n_train=60, n_val=5, seed=seed))
+    monkeypatch.setattr(corpus, "write_tales_corpus", lambda folder, **options: write(folder, **options | {"n_train": 60, "n_val": 5}))
     shutil.copytree(trained / "artifacts/tokenizer", tmp_path / "artifacts/tokenizer")
     told = fine(course(stage, "--input", "data/raw/corpus.txt", cwd=tmp_path))
     assert told.splitlines()[0].startswith("There is no data/raw/corpus.txt") and (tmp_path / "data/raw/val.txt").exists()
@@ -238,12 +238,13 @@ def test_validation_text_of_ones_own(trained, tmp_path):
 
 
 def test_tales_do_not_validate_another_text(trained, tmp_path):
-    "A val.txt of tales that was left behind gives way to documents of the user's own text."
+    "A val.txt of tales that was left behind is not used for the user's own text, nor is it touched."
     shutil.copytree(trained / "data/raw", tmp_path / "data/raw")
     (tmp_path / "data/raw/corpus.txt").write_text("\n".join(LINES), encoding="utf-8")
+    before = snapshot(tmp_path / "data/raw")
     told = fine(course("prepare", "--seq_len", 64, "--tok", trained / "artifacts/tokenizer/llm_spm.model", cwd=tmp_path))
-    held = (tmp_path / "data/raw/val.txt").read_text(encoding="utf-8").splitlines()
-    assert "held out" in told and set(held) <= set(LINES)
+    held = (tmp_path / "data/shards/val.txt").read_text(encoding="utf-8").splitlines()
+    assert "held out" in told and held and set(held) <= set(LINES) and snapshot(tmp_path / "data/raw") == before
 
 
 def test_tales_are_not_written_over_ones_own_text(tmp_path):
@@ -285,7 +286,8 @@ def test_fields_of_the_config_are_flags(trained, tmp_path):
     from llm_course.training import load_checkpoint
 
     assert load_checkpoint(tmp_path / "runs/one/latest", "cpu").config.model.n_layers == 1
-    assert next_words(told) == ["eval", "--ckpt", "runs/one/latest"]
+    assert next_words(told) == ["eval", "--ckpt", "runs/one/latest", "--input", f"{trained}/data/shards"]
+    assert number("documents", fine(course(*next_words(told), cwd=tmp_path))) == packed(trained / "data/shards")["val"][0]
 
 
 def test_resume(trained, tmp_path):
@@ -382,12 +384,12 @@ def test_a_slow_machine_is_told_how_long_to_train(tmp_path):
 
 def test_what_is_held_out_has_a_bound(tmp_path, monkeypatch):
     "However large the corpus: about MOST_HELD bytes, chosen by their hashes, and all else is trained on."
-    from llm_course import cli
+    from llm_course import packing
     (tmp_path / "own.txt").write_text("\n".join(f"line {i} of a text of one's own" for i in range(4000)))
     fine(course("tokenizer", "--input", "own.txt", "--vocab_size", 300, cwd=tmp_path))
-    monkeypatch.setattr(cli, "MOST_HELD", 3000)
+    monkeypatch.setattr(packing, "MOST_HELD", 3000)
     out = fine(course("prepare", "--input", "own.txt", "--val_fraction", 0.5, "--seq_len", 16, cwd=tmp_path))
-    held = (tmp_path / "val.txt").read_text().splitlines()
+    held = (tmp_path / "data/shards/val.txt").read_text().splitlines()
     assert 50 < len(held) < 150 and f"{4000 - len(held):,} documents" in out
 
 

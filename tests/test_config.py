@@ -100,6 +100,19 @@ def test_a_config_that_does_not_exist(tmp_path):
         load_config(tmp_path / "folder.json")
 
 
+def test_a_config_as_windows_saves_it(tmp_path):
+    """With a byte order mark and a name in capitals it is a config all the same."""
+    (tmp_path / "C.JSON").write_text(written(training={"max_steps": 7}), encoding="utf-8-sig")
+    assert load_config(tmp_path / "C.JSON").training.max_steps == 7
+    assert load_config(str(tmp_path / "C.JSON")).model.d_model == 64
+
+
+@pytest.mark.parametrize("name", ["TINY", "Tiny", "tinY", "TINNY"])
+def test_a_config_in_other_letters(name):
+    """The right one is offered, whatever the case."""
+    with pytest.raises(CourseError, match="Did you mean 'tiny'?"): load_config(name)
+
+
 def test_overrides_are_read_as_on_the_command_line():
     """Texts become the field's type; values that are typed already are taken as they are."""
     config = load_config("tiny", {"max_steps": "200_000", "lr": "3e-4", "compile": "true", "precision": "fp32", "d_model": 128})

@@ -1,6 +1,6 @@
 """What the exercises' checks are worth: they call every right answer right, and every wrong one wrong.
 
-An exercise is two cells of a notebook: a function without a body, and `check_` with its name, which asks an answer and prints «Right.» or
+An exercise is two cells of a notebook: a function without a body, and `check_` with its name, whose `feedback` on an answer is «Right.» or
 «Not yet: …». tests/answers/ has answers to each, right ones and wrong ones that people give; and each right answer is also spoiled
 in every single place, one sign, number or comparison at a time, as a mutation tester does it.
 """
@@ -10,14 +10,23 @@ import copy
 import functools
 import importlib
 import io
+import linecache
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
+import numpy as np
 import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from jaxtyping import Float
+from torch import Tensor
+from traitlets.config import Config
 
+from llm_course.corpus import explain_error, feedback
 from test_layering import code_cells, exported_module
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +37,12 @@ Exercise = tuple[Path, str, str, str]  # the notebook, the function's name, the 
 
 
 def exercises() -> list[Exercise]:
-    "All of them: a cell that defines `name`, and one that defines `check_name`."
+    "All of them: a cell that defines `name`, and one that defines `check_name` and prints its feedback."
     found = []
     for notebook in sorted((ROOT / "nbs").glob("*.ipynb")):
         defined = {name: cell for cell in code_cells(notebook) for name in re.findall(r"^def (\w+)\(", cell, re.M)}
         checks = {name: defined.get(f"check_{name}", "") for name in defined}
-        found += [(notebook, name, defined[name], check) for name, check in checks.items() if "Not yet" in check]
+        found += [(notebook, name, defined[name], check) for name, check in checks.items() if f"feedback(check_{name}, {name})" in check]
     return found
 
 
@@ -55,6 +64,12 @@ def names_there(notebook: Path) -> dict[str, object]:
     return there
 
 
+def as_cell(source: str, name: str) -> CodeType:
+    "Compiled as IPython does it: each cell in a file of its own, of which tracebacks know the lines."
+    linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
+    return compile(source, name, "exec")
+
+
 def verdict(there: dict[str, object], answer: str, check: str) -> str:
     "What the check says of an answer."
     def too_long(number: int, frame: FrameType | None) -> None: raise TimeoutError(f"no answer in {SECONDS} seconds.")
@@ -64,8 +79,8 @@ def verdict(there: dict[str, object], answer: str, check: str) -> str:
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         with contextlib.redirect_stdout(said):
-            exec(answer, space)
-            exec(check, space)
+            exec(as_cell(answer, "the answer"), space)
+            exec(as_cell(check, "the check"), space)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -115,8 +130,9 @@ every_exercise = pytest.mark.parametrize("exercise", exercises(), ids=lambda exe
 
 @every_exercise
 def test_what_is_not_there_yet_is_told_kindly(exercise: Exercise):
-    "An empty answer is no error that stops a notebook; and there are answers of both kinds to prove the check with."
+    "An empty answer is no error that stops a notebook; it says what kind of thing is wanted; and there are answers to prove the check with."
     notebook, name, stub, check = exercise
+    assert ast.parse(stub).body[0].returns
     assert re.fullmatch(r"Not yet: [^\n]+\.", verdict(names_there(notebook), stub, check))
     titles = [title for title, _ in answers(notebook, name)]
     assert any(title.startswith("right") for title in titles) and sum(title.startswith("wrong: ") for title in titles) >= 3
@@ -155,10 +171,76 @@ def test_all_answers_belong_to_an_exercise():
         for name in re.findall(r"^def (\w+)\(", file.read_text(encoding="utf-8"), re.M): assert (file.stem, name) in known
 
 
+STUB, CHECK = "def twice(words: list[str]) -> dict:\n    ", """
+def check_twice(answer):
+    found = answer(["a", "b", "a"])
+    assert found["a"] == 2, f"there are two of a, and the answer says {found['a']}."
+"""
+OF_THE_LEARNER = {  # what somebody writes, what comes of it
+    "a key that is not there": (
+        "counts = {}\n    for word in words: counts[word] += 1\n    return counts",
+        "Not yet: KeyError: 'a', in line 3 of your cell: for word in words: counts[word] += 1"),
+    "a wrong operation": (
+        "return {word: words + 1 for word in words}",
+        'Not yet: TypeError: can only concatenate list (not "int") to list, in line 2 of your cell: '
+        "return {word: words + 1 for word in words}"),
+    "an endless recursion": (
+        "return twice(words)", "Not yet: RecursionError: maximum recursion depth exceeded, in line 2 of your cell: return twice(words)"),
+    "an assertion without a word": ("assert words == []", "Not yet: AssertionError, in line 2 of your cell: assert words == []"),
+    "a helper in the same cell": (
+        "return helper(words)\n\ndef helper(words):\n    return words[9]",
+        "Not yet: IndexError: list index out of range, in line 5 of your cell: return words[9]"),
+    "nothing": ("...", "Not yet: nothing comes back."),
+    "the wrong kind of thing": ("return 2", "Not yet: what comes back should be a dict, and is an int: 2"),
+    "the right kind, and wrong": ("return {'a': 3}", "Not yet: there are two of a, and the answer says 3."),
+    "the right kind, which the check cannot read": ("return {}", "Not yet: KeyError: 'a'"),
+    "what is right": ("return {word: words.count(word) for word in words}", "Right."),
+}
+said_of_the_learner = pytest.mark.parametrize("body, said", OF_THE_LEARNER.values(), ids=OF_THE_LEARNER)
+
+
+@said_of_the_learner
+def test_feedback_names_the_error_and_the_line(body: str, said: str):
+    "Nobody is told «Not yet: 'a'»: the kind of the error, and the learner's own line, or what is wrong with what came back."
+    assert verdict({"feedback": feedback}, STUB + body, CHECK + "print(feedback(check_twice, twice))") == said
+
+
+@pytest.fixture(scope="module")
+def shell() -> Iterator[InteractiveShell]:
+    "IPython itself, without a history on the disk."
+    hook = sys.excepthook
+    yield InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    sys.excepthook = hook
+
+
+@said_of_the_learner
+def test_feedback_finds_the_line_in_a_notebook(shell: InteractiveShell, body: str, said: str, capsys: pytest.CaptureFixture):
+    "Cells of IPython have lines, too, though no file holds them."
+    for cell in (STUB + body, "from llm_course.corpus import feedback" + CHECK, "print(feedback(check_twice, twice))"):
+        shell.run_cell(cell).raise_error()
+    assert capsys.readouterr().out.strip() == said
+
+
+@pytest.mark.parametrize("kind, returned, said", [
+    (float, "three", "should be a number, and is a str: 'three'"), (int, None, "nothing comes back."),
+    (str, 7, "should be a str, and is an int: 7"), (list[int], np.arange(2), "should be a list, and is a ndarray: array([0, 1])"),
+    (tuple[float, Tensor], 1.5, "should be a tuple of 2, and is a float: 1.5"),
+    (tuple[float, Tensor], (1.5, [0]), "part 2 of it should be a Tensor, and is a list: (1.5, [0])"),
+    (Float[Tensor, "N"], np.zeros(2), "should be a Tensor, and is a ndarray: array([0., 0.])"),
+    (float, np.float32(2), "2.0 is not right."), (float, torch.tensor(2.0), "2.0 is not right."), (list[int], [2], "[2] is not right."),
+    (Float[Tensor, "N"], torch.zeros(2, 2), "tensor([[0., 0.],         [0., 0.]]) is not right."), ("undefined", 2, "2 is not right.")])
+def test_feedback_says_what_kind_is_wanted(kind: object, returned: object, said: str):
+    "As the annotation in the exercise has it. What computes like a number is one; where the kind is right, the check has its say."
+    def answer() -> kind: return returned
+    said = said if said.endswith(".") else f"what comes back {said}"
+    error = AssertionError(f"{returned.item() if getattr(returned, 'shape', None) == () else returned} is not right.")
+    assert explain_error(error, answer, returned) == " ".join(said.split())
+
+
 @pytest.mark.parametrize("check, fault", [("assert answer(2) == 4", "a check that one number satisfies"), ("pass", "a check that asks nothing")])
 def test_a_check_that_catches_too_little_is_seen(check: str, fault: str):
     "The proof itself: spoiled answers get past a bad check."
-    cell = f"def check_double(answer):\n    {check}\ntry: check_double(double); print('Right.')\nexcept Exception as error: print('Not yet:', error)"
+    cell = f"def check_double(answer):\n    {check}\nprint(feedback(check_double, double))"
     answer = "def double(x):\n    return 2 * x"
-    assert verdict({}, answer, cell) == "Right."
-    assert any(verdict({}, changed, cell) == "Right." for changed in ["def double(x):\n    return x ** 2", *spoiled(answer)]), fault
+    assert verdict({"feedback": feedback}, answer, cell) == "Right."
+    assert any(verdict({"feedback": feedback}, changed, cell) == "Right." for changed in ["def double(x):\n    return x ** 2", *spoiled(answer)]), fault

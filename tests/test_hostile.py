@@ -89,6 +89,7 @@ def resumes(folder: Path) -> None:
     resume_run(run, folder / "step-000002", quiet)
     assert all(type(count) is int for count in (run.step, run.max_steps, run.skipped, run.in_a_row))
     assert 0 <= run.step <= run.max_steps
+    assert type(run.sequences) is int and type(run.tokens) is float and 0 <= run.sequences and 0 <= run.tokens
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["params"][0].grad = group["params"][0].detach() * 0

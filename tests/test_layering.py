@@ -119,6 +119,28 @@ def test_torch_is_not_loaded_before_it_is_needed(module: str):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE).returncode == 0
 
 
+def test_only_what_compiles_loads_the_compiler():
+    "torch's compiler takes as long to import as all the rest of torch: no module does, nor a step of both optimizers, only `compile_blocks`."
+    code = f"""if True:
+        import importlib, sys, torch
+        for module in {ORDER}:
+            importlib.import_module("{PACKAGE}." + module)
+            assert "torch._dynamo" not in sys.modules, module
+        from {PACKAGE}.training import TrainingConfig, accumulate, load_config, make_optimizers
+        from {PACKAGE}.gpt import GPT
+        model, ids = GPT(load_config("tiny").model), torch.zeros(1, 64, dtype=torch.long)
+        for muon_lr in (0.0, 7.0):
+            optimizers = make_optimizers(model, TrainingConfig(muon_lr=muon_lr))
+            accumulate(model, ids, ids, 1)
+            for optimizer in optimizers:
+                optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())
+                assert "torch._dynamo" not in sys.modules, optimizer
+        model.compile_blocks()
+        assert "torch._dynamo" in sys.modules"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_reader_of_imports_reads_every_form():
     "The rule is worth what its reader sees: all forms, at any depth."
     source = ("import llm_course.a\nfrom llm_course import b\nfrom llm_course.c import x\nfrom . import d\nfrom .e import y\n"

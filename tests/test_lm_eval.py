@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from llm_course.corpus import Corpus, write_tales_corpus
+from llm_course.corpus import Corpus, normalized, write_tales_corpus
 from llm_course.evaluation import Evaluation, ask, evaluate, windows
 from llm_course.training import load_checkpoint
 
@@ -74,7 +74,7 @@ def text(ours, tmp_path_factory) -> Path:
     assert [len(ours.tokenizer.encode(document)) for document in documents[: len(lengths)]] == lengths
     path = tmp_path_factory.mktemp("a text") / "many scripts.jsonl"
     path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
-    assert list(Corpus(path)) == documents
+    assert list(Corpus(path)) == list(map(normalized, documents))
     return path
 
 

@@ -1,15 +1,18 @@
 """Every notebook runs top to bottom in a process of its own, in time, leaving nothing behind; and is committed run and clean."""
 import copy
+import html
 import json
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import PATIENCE, ROOT, SCALE
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 from nbdev.clean import clean_nb
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -46,29 +49,68 @@ def git_status() -> str | None:
     return answer.stdout if answer.returncode == 0 else None
 
 
-def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float = 2 * PATIENCE) -> float:
+class Client(NotebookClient):
+    "Runs cells, and shows no widgets."
+
+    def handle_comm_msg(self, *message: object) -> None:
+        """Not to answer, as a page would. Whoever waits for a reply, and sends on the same socket, may miss that the reply has come:
+        one in thirty notebooks with a widget then stood still until its time was up (nbclient 0.11, pyzmq 27)."""
+
+
+def execute(nb: nbformat.NotebookNode, folder: Path, seconds: float = 2 * PATIENCE, then: str = "") -> float:
     """Run a notebook in a kernel of its own with `folder` as its working directory: the processor seconds that it worked.
 
-    TimeoutError when it has not ended after `seconds` on the clock, which a busy machine makes longer, and the work hardly.
+    `then` runs in the same kernel, after that; its output is the last cell's. TimeoutError when all has not ended after
+    `seconds` on the clock, which a busy machine makes longer, and the work hardly.
     """
     for cell in nb.cells:
         if cell.cell_type == "code" and SKIPPED_CELL.search(cell.source):
             cell.source = ""
-    nb.cells.append(nbformat.v4.new_code_cell(WORKED))
+    nb.cells += [nbformat.v4.new_code_cell(code) for code in (WORKED, then)]
     end = time.monotonic() + seconds
     left = lambda cell: max(1, int(end - time.monotonic()))  # the limit is the notebook's: cells share it
-    NotebookClient(nb, timeout_func=left, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
-    return float(nb.cells[-1].outputs[0].text)
+    Client(nb, timeout_func=left, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return float(nb.cells[-2].outputs[0].text)
+
+
+MOVE_CONTROLS = f"import runpy; _ = runpy.run_path({str(ROOT / 'tests' / 'controls.py')!r})"  # beside the notebook's names, not among them
 
 
 @notebook
 def test_runs_in_time_and_leaves_nothing_behind(path: Path):
-    "Top to bottom, offline, in its own process; what it writes lies in folders that git ignores."
-    before = git_status()
-    worked = execute(nbformat.read(path, as_version=4), path.parent)
+    "Top to bottom, offline, in its own process; what it writes lies in folders that git ignores. Then all of its widgets work."
+    before, nb = git_status(), nbformat.read(path, as_version=4)
+    worked = execute(nb, path.parent, then=MOVE_CONTROLS)
     limit = MINUTES.get(path.stem, 1) * 2 * 60 * SCALE
     assert worked < limit, f"{path.name} took {worked:.0f} seconds of a processor's time, where {limit:.0f} are allowed"
     assert git_status() == before
+    assert json.loads(nb.cells[-1].outputs[-1].text) == []
+
+
+CONTROLS = [  # what is shown, which controls it has, and a fault that tests/controls.py has to find in them, if any
+    ("lambda n: print(n)", "n=w.IntSlider(1, 0, 3, continuous_update=False, style=fits)", None),
+    ("lambda n: print(n)", "n=w.Checkbox(True, style=fits)", None),
+    ("lambda n: print(n)", "n=w.Text('x', continuous_update=False, style=fits)", None),
+    ("lambda n: print(n)", "{'manual': True}, n=w.Dropdown(options='ab', style=fits)", None),
+    ("lambda n: print(n)", "n=w.IntSlider(1, 0, 3, style=fits)", "IntSlider 'n' calls its function while it moves"),
+    ("lambda n: print(n)", "n=w.IntSlider(1, 0, 3, continuous_update=False)", "IntSlider 'n' may be cut off"),
+    ("lambda n: print(6 / n)", "n=w.IntSlider(1, 0, 3, continuous_update=False, style=fits)", "set to 0: ZeroDivisionError: division by zero"),
+    ("lambda n: None", "n=w.Dropdown(options=['a', 'b'], style=fits)", "Dropdown 'n' is set to 'b': nothing is shown"),
+    ("lambda n: print(seen[n])", "n=w.Dropdown(options={'a': 0, 'b': 1}, style=fits)", "NameError: name 'seen' is not defined"),
+    ("lambda n: print(n[0])", "n=w.Text('x', continuous_update=False, style=fits)", "Text 'n' is set to '': IndexError"),
+    ("lambda n: print(n)", "{'manual': True}, n=w.Text('x', style=fits)", "its function is called 1 times, and not 0"),
+    ("lambda n: print(n)", "n=w.ColorPicker(value='red', style=fits)", "does not know how to move ColorPicker 'n'")]
+
+
+def test_a_control_that_fails_is_seen(tmp_path: Path):
+    "What tests/controls.py says of widgets that work, and of others. One kernel has them all, one after the other."
+    codes = ["import ipywidgets as w; fits = {'description_width': 'initial'}"]
+    for function, controls, _ in CONTROLS: codes += [f"some = w.interactive({function}, {controls})", MOVE_CONTROLS, "some.close_all(); some.close()"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
+    execute(nb, tmp_path)
+    for cell, (function, controls, fault) in zip(nb.cells[2::3], CONTROLS):
+        said = json.loads(cell.outputs[-1].text)
+        assert any(fault in sentence for sentence in said) if fault else said == [], f"{function}, {controls}: {said}"
 
 
 def test_a_run_says_whether_files_are_watched():
@@ -148,10 +190,64 @@ def test_holds_nothing_forbidden(path: Path):
 def test_speaks_to_the_reader_kindly(path: Path):
     "A title first, and none of the words that make a reader feel slow."
     prose = [source(cell) for cell in cells(path, "markdown")]
-    assert prose and prose[0].startswith("# ")
+    assert prose and re.match(r"# \w", prose[0])
     for text in prose:
         found = PLAIN_WORDS.search(re.sub(r"`[^`]*`", "", text))
         assert not found, f"{path.name} says {found[0]!r} in: {text[:80]}"
+
+
+def shown(cell: dict) -> Iterator[str]:
+    "The lines of text that a cell has printed, or shows as its result. (What a picture or a widget says instead of itself is not among them.)"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        text = "" if any(kind.startswith(("image/", "application/")) for kind in data) else data.get("text/plain", output.get("text", ""))
+        yield from "".join(text).splitlines()
+
+
+@notebook
+def test_pictures_can_be_seen_by_all(path: Path):
+    """PNG, which JupyterLab shows in a notebook that it does not trust, as it does not show SVG; and in words for those who do not
+    see it. MyST-NB and nbconvert's classic pages take the words from where they lie here, the output's metadata."""
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            if kinds := {kind for kind in output.get("data", {}) if kind.startswith("image/")}:
+                words = output["metadata"].get("image/png", {}).get("alt", "")
+                assert kinds == {"image/png"} and len(words.split()) > 8, f"{path.name} has a picture without a text, or not as PNG, below:\n{source(cell)}"
+
+
+def test_the_words_of_a_picture_are_on_its_web_page():
+    "As nbconvert writes it. (Of its templates, `classic` does; `lab`, as of 7.17, does not.)"
+    path = ROOT / "nbs" / "index.ipynb"
+    words = [o["metadata"]["image/png"]["alt"] for cell in cells(path, "code") for o in cell["outputs"] if "image/png" in o.get("data", {})]
+    page, _ = HTMLExporter(template_name="classic").from_filename(str(path))
+    assert words and all(f'alt="{html.escape(text)}"' in page for text in words)
+
+
+@notebook
+def test_text_is_as_wide_as_the_page(path: Path):
+    "JupyterLab shows 105 columns of code beside its file browser, and breaks longer lines within words: tales have 88, exercises at most 100."
+    for cell in cells(path, "code"):
+        code = source(cell)
+        if re.search(r"^print\(feedback\(|# your turn$", code, re.M):
+            assert max(map(len, code.splitlines())) <= 100, f"{path.name} has an exercise with a line of more than 100 columns:\n{code}"
+        for line in shown(cell) if "shell(" not in code else []:  # what a command prints, it lays out by itself
+            assert len(line) <= 88 or "Once upon a time, there" not in line, f"{path.name} shows a tale in a line of {len(line)} columns below:\n{code}"
+
+
+@notebook
+def test_no_sentence_is_printed_twice(path: Path):
+    "As the say of a function that is called twice would be."
+    for cell in cells(path, "code"):
+        sentences = [line for line in shown(cell) if line.endswith(".") and line[:1].isupper()]
+        assert len(sentences) == len(set(sentences)), f"{path.name} prints a sentence twice below:\n{source(cell)}"
+
+
+@notebook
+def test_a_training_of_minutes_is_announced(path: Path):
+    "The first visit trains the lessons' model: it says for how long, and shows how far it is."
+    for cell in cells(path, "code"):
+        if "train_on_tales(" in source(cell) and "#| export" not in source(cell):
+            assert not re.search(r"train_on_tales\([^\n]*(progress|say)=", source(cell)), f"{path.name} trains in silence:\n{source(cell)}"
 
 
 @notebook

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course import packing
-from llm_course.corpus import CourseError, held_out, tales, write_tales
+from llm_course.corpus import CourseError, held_out, normalized, tales, write_tales
 from llm_course.packing import (
     IGNORED,
     Manifest,
@@ -445,7 +445,7 @@ def as_raw(text: str) -> list[int]:
     block=st.integers(1, 40),
 )
 def test_token_files(tmp_path_factory, files, block):
-    """Any documents in any number of files, read in blocks of any size: texts and tokens as if we had tokenized them."""
+    """Any documents in any number of files, read in blocks of any size: texts and tokens as if we had read and tokenized them."""
     folder, texts = tmp_path_factory.mktemp("tokens"), [text for file in files for text in file]
     for i, file in enumerate(files):
         put(folder, f"{i:05d}", [as_raw(text) for text in file])
@@ -455,8 +455,31 @@ def test_token_files(tmp_path_factory, files, block):
         return
     corpus = TokenFiles(folder, TOKENIZER)
     found = list(corpus.tokenized(block))
-    assert [(d.text, d.ids.tolist()) for d in found] == [(text, TOKENIZER.encode_document(text)) for text in texts]
+    right = [normalized(text) for text in texts if text.strip()]
+    assert [(d.text, d.ids.tolist()) for d in found] == [(text, TOKENIZER.encode_document(text)) for text in right]
     assert corpus.mended == sum("</s>" in text or "<unk>" in text for text in texts) and corpus.documents == len(texts)
+
+
+BREAKS = train_tokenizer(["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40, 300, say=lambda line: None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(["\n", "\r\n", "\r", "\n\n", ".", " ", "the", " end", ".\n", "x"]), max_size=14).map("".join))
+def test_line_breaks_around_a_document_of_tokens(tmp_path_factory, text):
+    """They go, as from a text, and the tokens that stay are those that we make of what is left; a blank document goes altogether."""
+    folder, normal = tmp_path_factory.mktemp("breaks"), normalized(text)
+    put(folder, "a", [BREAKS.encode_document("the end"), BREAKS.encode_document(text)])
+    found = list(TokenFiles(folder, BREAKS).tokenized())[1:]
+    assert [(d.text, d.ids.tolist()) for d in found] == [(normal, BREAKS.encode_document(normal))] * bool(text.strip())
+
+
+def test_token_files_for_validation_are_not_trained_on(tmp_path):
+    """Where a file for validation lies among the others, it is left out."""
+    for name in ("a", "b"):
+        put(tmp_path, name, [TOKENIZER.encode_document(name)])
+    assert list(TokenFiles(tmp_path, TOKENIZER, leave_out=tmp_path / "b.ds")) == ["a"]
+    with pytest.raises(CourseError, match="no .ds files to train on"):
+        TokenFiles(tmp_path / "b.ds", TOKENIZER, leave_out=tmp_path)
 
 
 def test_where_token_files_are(tmp_path):

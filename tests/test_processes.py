@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from test_training import pack, same_files, told
 
-from conftest import PATIENCE, ROOT, Outcome, fine, process
+from conftest import PATIENCE, ROOT, Outcome, course, fine, process
+from running import running
 from llm_course.corpus import write_tales
 from llm_course.training import load_checkpoint, newest_checkpoint, read_log, step_folders
 
@@ -28,6 +30,72 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tales, folder = write_tales(0, 400), tmp_path_factory.mktemp("several processes")
     pack(tales[:380], tales[380:], folder / "shards")
     return folder
+
+
+CLUSTER = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1"}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """A function that sets the variables of a launcher, those that are not given being unset."""
+    def put(**variables: str) -> None:
+        for name in CLUSTER: monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items(): monkeypatch.setenv(name, value)
+    return put
+
+
+@pytest.mark.parametrize("line, code, told", [
+    ("prepare --input nosuch", 2, "nosuch"), ("prepare --seq_len 16 --out_dir new", 0, "next: "), ("eval --input short.txt --documents line", 0, "bits"),
+    ("generate --max_new_tokens 2", 0, "Once"), ("demo --root new --config tiny --max_steps 2 --stories 40 --seq_len 16", 0, "next: ")])
+def test_the_environment_of_a_cluster_is_for_train_alone(line, code, told, cluster, trained, tmp_path, monkeypatch):
+    """Every other subcommand works, and speaks, whatever number its process has there."""
+    monkeypatch.setattr("llm_course.cli.STORIES", 3)   # of the demo's model, to be judged
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    (tmp_path / "run/short.txt").write_text("Once upon a time.\n")
+    cluster(**CLUSTER)
+    done = course(*line.split(), cwd=tmp_path / "run")
+    assert done.code == code and told in done.out + done.err, done
+
+
+@pytest.mark.parametrize("variables, told", [
+    ({"WORLD_SIZE": "2"}, "RANK and MASTER_ADDR and MASTER_PORT are not set: start the processes with torchrun, or unset WORLD_SIZE"),
+    ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR and MASTER_PORT are not set"), ({**CLUSTER, "MASTER_PORT": ""}, "MASTER_PORT is not set"),
+    ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'"), ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"), ({**CLUSTER, "WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+    ({**CLUSTER, "RANK": "2"}, "RANK is '2'"), ({**CLUSTER, "RANK": "one"}, "RANK is 'one'"), ({**CLUSTER, "MASTER_PORT": "99999"}, "MASTER_PORT"),
+    ({**CLUSTER, "LOCAL_RANK": "x"}, "LOCAL_RANK is 'x'")])
+def test_an_environment_that_makes_no_sense(variables, told, cluster, trained, tmp_path):
+    """One sentence, at once."""
+    cluster(**variables)
+    done = course("train", "--config", "tiny", "--data", trained / "data/shards", "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.code == 2 and len(done.lines) == 1 and told in done.lines[0] and not (tmp_path / "out").exists(), done
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": "", "RANK": "3", "LOCAL_RANK": "x"}])
+def test_a_number_without_others_is_no_crowd(variables, cluster, trained, tmp_path):
+    """A process that is alone trains alone, and speaks."""
+    cluster(**variables)
+    said = fine(course("train", "--config", "tiny", "--max_steps", 1, "--data", trained / "data/shards", "--out", "out", cwd=tmp_path))
+    assert "next: " in said and load_checkpoint(tmp_path / "out").step == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_who_waits_for_the_others_can_be_stopped(number, folder):
+    """The first process waits where the others should meet it; a signal ends that, and leaves nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def waits() -> bool:
+        with socket.socket() as caller: return caller.connect_ex(("127.0.0.1", port)) == 0
+
+    with running(*FLAGS, 4, "--out", "alone", cwd=folder, **meeting) as run:
+        run.until(waits)
+        run.send(number)
+        assert run.end() == -number, run.told
+        Path(run.file.name).unlink()
+    assert not (folder / "alone").exists()
 
 
 class Job:

@@ -3,6 +3,7 @@ import copy
 import gc
 import math
 from functools import partial
+from itertools import combinations_with_replacement
 
 import pytest
 import torch
@@ -123,20 +124,90 @@ def test_temperature_divides_logits(logits, temperature):
     torch.testing.assert_close(found, (logits.double() / temperature).softmax(-1).float(), rtol=2e-3, atol=1e-5)
 
 
-@given(
-    rows(12),
-    st.builds(
-        Sampler,
-        temperature=st.sampled_from([0, 1e-30, 0.3, 1, 5]),
-        top_k=st.integers(0, 14),
-        top_p=st.floats(1e-6, 1),
-        min_p=st.floats(0, 1),
-        repetition_penalty=st.floats(0.5, 3),
-    ),
-)
-def test_whatever_the_options_probabilities_remain(logits, sampler):
-    probs = sampler.probabilities(logits, torch.zeros_like(logits, dtype=torch.bool))
-    assert (probs >= 0).all() and torch.allclose(probs.sum(-1), torch.ones(len(logits)), atol=1e-5)
+SETTINGS = {  # every parameter of a sampler, over all that it admits
+    "temperature": st.floats(0, allow_infinity=False),
+    "top_k": st.integers(0, 2**70),
+    "top_p": st.floats(0, 1, exclude_min=True),
+    "min_p": st.floats(0, 1),
+    "repetition_penalty": st.floats(0, exclude_min=True, allow_infinity=False),
+}
+EXTREMES = [
+    *(dict(temperature=t) for t in (5e-324, 1e-300, 1e-46, 1e-38, 1.7e308)),
+    *(dict(top_p=p) for p in (5e-324, 1e-300, 1e-46, math.nextafter(1, 0))),
+    *(dict(min_p=p) for p in (5e-324, 1e-300, 1.0)),
+    *(dict(repetition_penalty=p) for p in (5e-324, 1e-300, 1e-46, 1e46, 1.7e308)),
+    *(dict(top_k=k) for k in (1, 2**31, 2**70)),
+]
+
+
+def logits_of_any_size() -> st.SearchStrategy:
+    "Logits (B, V) that are ordinary, huge, tiny, or all equal."
+    sizes = {"ordinary": 30, "huge": torch.finfo(torch.float32).max, "tiny": torch.finfo(torch.float32).tiny}
+    number = st.sampled_from(sorted(sizes)).flatmap(lambda size: st.floats(-sizes[size], sizes[size], width=32, allow_subnormal=True))
+    row = st.integers(1, 8).flatmap(lambda v: st.lists(number, min_size=v, max_size=v) | number.map(lambda x: [x] * v))
+    return row.map(lambda row: torch.tensor([row, row[::-1]]))
+
+
+def check_probabilities(logits: torch.Tensor, seen: torch.Tensor, options: dict) -> torch.Tensor:
+    "What holds of every sampler: finite numbers that sum to 1, a token at least, and greedy's choice is among the likeliest."
+    probs = Sampler(**options).probabilities(logits, seen)
+    assert probs.shape == logits.shape and probs.dtype == logits.dtype and probs.isfinite().all() and (probs >= 0).all()
+    torch.testing.assert_close(probs.sum(-1), torch.ones(len(logits)), atol=1e-5, rtol=0)
+    best = Sampler(temperature=0, repetition_penalty=options.get("repetition_penalty", 1)).probabilities(logits, seen).argmax(-1)
+    assert torch.equal(probs[range(len(probs)), best], probs.amax(-1))
+    assert (probs[range(len(probs)), draw(probs, torch.full((len(probs),), 1 - 2**-24))] > 0).all()
+    return probs
+
+
+@settings(deadline=None, max_examples=200)
+@given(logits_of_any_size(), st.sets(st.sampled_from(sorted(SETTINGS)), min_size=1, max_size=2), st.data())
+def test_whatever_is_admitted_leaves_probabilities(logits, names, data):
+    "Each parameter over its whole range, alone and in pairs."
+    seen = torch.tensor(data.draw(st.lists(st.booleans(), min_size=logits.numel(), max_size=logits.numel()))).view(logits.shape)
+    check_probabilities(logits, seen, {name: data.draw(SETTINGS[name], name) for name in sorted(names)})
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("logits", [[1.0, 3.0, -2.0, 2.0], [0.0] * 4, [3e38, -3e38, 0, 1.0], [1e-45, 3e-45, -1e-45, 0]], ids=str)
+def test_the_extremes_in_pairs(logits, seen):
+    "What underflows or overflows a float32 or a float64, with each other."
+    logits = torch.tensor([logits])
+    for one, other in combinations_with_replacement(EXTREMES, 2):
+        check_probabilities(logits, torch.full_like(logits, seen, dtype=torch.bool), one | other)
+
+
+@pytest.mark.parametrize("options", [dict(temperature=5e-324), dict(temperature=1e-46), dict(top_p=5e-324), dict(top_p=1e-300),
+                                     dict(min_p=1.0), dict(top_k=1)], ids=str)
+@pytest.mark.parametrize("logits", [[1.0, 3.0, -2.0, 2.0], [3e38, 3.1e38, 0, -3e38], [1e-38, 2e-38, 0, -1e-38]], ids=str)
+def test_where_one_token_may_come_it_is_greedys(logits, options):
+    probs = check_probabilities(torch.tensor([logits]), torch.zeros(1, 4, dtype=torch.bool), options)
+    assert probs.tolist() == [[0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("cut", [lambda z: apply_temperature(z, 1e-46), lambda z: keep_top_p(z, 1e-300), lambda z: keep_min_p(z, 5e-324),
+                                 lambda z: keep_top_k(z, 2**70), lambda z: penalize_repeats(z, z > -9, 1e-300),
+                                 lambda z: penalize_repeats(z, z > -9, 1e300)])
+def test_each_filter_alone_leaves_a_token(cut):
+    "In float32 too, where 1e-300 is 0."
+    found = cut(torch.tensor([[1.0, 3.0, 0.0, 2.0]]))
+    assert found.argmax() == 1 and found.amax().isfinite() and found.softmax(-1).isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_said(bad):
+    "Not the token to which a NaN happens to lead. What a caller has masked is no fault."
+    logits, nothing = torch.tensor([[0.0, bad, 1.0]]), torch.zeros(1, 3, dtype=torch.bool)
+    for options in dict(temperature=0), dict(), dict(top_p=0.5):
+        with pytest.raises(CourseError, match="NaN or infinity"):
+            Sampler(**options).probabilities(logits, nothing)
+    assert Sampler(repetition_penalty=2).probabilities(torch.tensor([[0.0, -math.inf, 1.0]]), ~nothing)[0, 1] == 0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1, 10**30])
+def test_any_whole_number_is_a_seed(model, seed):
+    "Each sample has the seed after that of the one before, beyond the generator's range too."
+    both = generate(model, PROMPT, 5, seed=seed, n_samples=2)
+    assert both == [generate(model, PROMPT, 5, seed=seed + row)[0] for row in range(2)]
 
 
 def test_equal_logits_lose_no_more_than_they_must():

@@ -18,7 +18,8 @@ import sentencepiece as spm
 import torch
 
 from conftest import PATIENCE, ROOT, course, fine, snapshot
-from llm_course.corpus import Corpus, CourseError
+from llm_course.cli import draw_losses
+from llm_course.corpus import RECORD, Corpus, CourseError, is_ours, write_ours
 from llm_course.evaluation import evaluate
 from llm_course.gpt import GPT, ModelConfig
 from llm_course.packing import write_shards
@@ -161,7 +162,7 @@ def test_an_earlier_export_is_replaced(checkpoint: Checkpoint, documents: list[s
     folder = export_hf(checkpoint, tmp_path / "export", dtype="bfloat16", say=quiet)
     first = snapshot(folder)
     assert export_hf(checkpoint, folder, documents, say=quiet) == folder
-    assert snapshot(folder) != first and [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert snapshot(folder) != first and {path.name for path in tmp_path.iterdir()} == {"export", RECORD} and is_ours(folder)
 
 
 def unread() -> Iterator[str]:
@@ -172,9 +173,9 @@ def unread() -> Iterator[str]:
 
 REFUSED = {
     "notes": (["notes.txt", ".hidden"], r"export holds files that no export wrote \(notes.txt\): move them away, or choose another folder."),
-    "a page": (["README.md"], r"export holds files that no export wrote \(README.md\): move them away, or choose another folder."),
+    "a page": (["README.md"], "export is not from this program: move it away, name another place, or replace it with --force."),
     "a model from elsewhere": (["model.safetensors", "config.json", "README.md"],
-                               r"export holds files that no export wrote \(README.md\): move them away, or choose another folder."),
+                               "export is not from this program: move it away, name another place, or replace it with --force."),
     "a checkpoint": (["model.safetensors", "config.json", "trainer.pt", "manifest.json"],
                      "export is a checkpoint: choose another folder."),
 }
@@ -193,15 +194,43 @@ def test_any_other_folder_is_refused_and_left_alone(names: list, sentence: str, 
     assert snapshot(tmp_path) == before and not said
 
 
-@pytest.mark.parametrize("change", [("# export", "# My own words"), ("-->\n", "-->\nA sentence of mine.\n")], ids=["within", "after"])
-def test_a_card_changed_by_hand_is_left_alone(change: tuple, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
+CHANGED = {
+    "the card": lambda folder: (folder / "README.md").write_text("My own words."),
+    "a weight": lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1] + b"!"),
+    "a file less": lambda folder: (folder / "config.json").unlink(),
+    "no record": lambda folder: (folder.parent / RECORD).unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_an_export_changed_by_hand_is_replaced_with_force_alone(change, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = export_hf(checkpoint, "export", say=quiet) / "README.md"
-    page.write_text(page.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    whole = snapshot(export_hf(checkpoint, "export", say=quiet))
+    change(Path("export"))
     before = snapshot(tmp_path)
-    with pytest.raises(CourseError, match="^The card in export was changed by hand: move it away, or choose another folder.$"):
+    with pytest.raises(CourseError, match="^export (has been changed since|is not from) this program.*--force"):
         export_hf(checkpoint, "export", unread(), say=quiet)
     assert snapshot(tmp_path) == before
+    export_hf(checkpoint, "export", force=True, say=quiet)
+    assert snapshot(Path("export")) == whole and is_ours("export")
+
+
+def test_force_takes_no_files_that_no_export_writes(checkpoint: Checkpoint, tmp_path: Path):
+    "A repository of git, notes: whoever forces an export keeps them."
+    folder = export_hf(checkpoint, tmp_path / "export", say=quiet)
+    (folder / ".git").mkdir()
+    with pytest.raises(CourseError, match=r"no export wrote \(.git\): move them away"):
+        export_hf(checkpoint, folder, force=True, say=quiet)
+    assert (folder / ".git").is_dir()
+
+
+def test_the_hidden_folders_of_others_stay(checkpoint: Checkpoint, tmp_path: Path):
+    "While an export is made and exchanged, only names of its own come and go beside it."
+    for name in (".export.new", ".export.old", ".export.new.tmp"):
+        (tmp_path / name).mkdir()
+    for _ in range(2):
+        export_hf(checkpoint, tmp_path / "export", say=quiet)
+    assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD, ".export.new", ".export.old", ".export.new.tmp"}
 
 
 def test_a_checkpoint_is_no_place_for_an_export(trained: Path, checkpoint: Checkpoint):
@@ -247,7 +276,7 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
         write(path, data)
 
     def no_move(path: Path, target: Path, rename=Path.rename) -> Path:
-        if target == folder and path.name == ".export.new":
+        if target == folder and path.name.startswith(".export") and path.name.endswith("new"):
             raise full
         return rename(path, target)
 
@@ -255,9 +284,9 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
         patched.setattr(training, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
         with pytest.raises(CourseError, match="export cannot be written: No space left on device"):
             export_hf(checkpoint, folder, dtype="bfloat16", say=quiet)
-    assert snapshot(folder) == before
+    assert snapshot(folder) == before and is_ours(folder)
     assert export_hf(checkpoint, folder, dtype="bfloat16", say=quiet) == folder  # what was left behind does not disturb
-    assert [path.name for path in tmp_path.iterdir()] == ["export"] and snapshot(folder) != before
+    assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD} and snapshot(folder) != before and is_ours(folder)
 
 
 # the card
@@ -285,10 +314,10 @@ def numbers(text: str) -> set[str]:
 
 
 def test_every_number_of_the_card_stands_in_the_run(published: Path, checkpoint: Checkpoint, documents: list[str], trained: Path):
-    "Read by machine: outside code, links and the seal no number is there that manifest, log, config or evaluation do not have."
+    "Read by machine: outside code and links no number is there that manifest, log, config or evaluation do not have."
     text = card(published)
     _, head, body = text.split("---\n", 2)
-    body = re.sub(r"```.*?```|`[^`]*`|<!--.*?-->|\(https?:[^)]*\)", "", body, flags=re.S)
+    body = re.sub(r"```.*?```|`[^`]*`|\(https?:[^)]*\)", "", body, flags=re.S)
     manifest = read_json(checkpoint.path / "manifest.json")
     log = read_log(trained / "artifacts" / "checkpoints")
     e = evaluate(checkpoint.model, checkpoint.tokenizer, documents)
@@ -567,7 +596,7 @@ def test_rows_that_q8_0_cannot_pack_are_f16_and_said_so(drawn, tmp_path: Path):
     narrow = [name for name, weight in checkpoint.model.named_parameters() if weight.ndim == 2 and weight.shape[1] % 32]
     assert list(types.values()).count("F16") == len(narrow) and types["token_embd.weight"] == "F16"
     assert types["blk.0.ffn_down.weight"] == types["blk.0.attn_output.weight"] == "Q8_0"
-    assert len(said) == 1 and f"the {len(narrow)} matrices" in said[0]
+    assert len(said) == 1 and f"for {len(narrow)} matrices" in said[0]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
@@ -575,26 +604,65 @@ def test_the_same_gguf_bytes_twice_and_an_older_gguf_file_is_replaced(checkpoint
     pytest.importorskip("gguf")
     first, second = (write_gguf(checkpoint, tmp_path / name, dtype, quiet) for name in ("one.gguf", "two.gguf"))
     assert first.read_bytes() == second.read_bytes()
-    second.write_bytes(b"GGUF, and something older")
+    write_gguf(checkpoint, second, "f16" if dtype == "f32" else "f32", quiet)
     assert write_gguf(checkpoint, second, dtype, quiet).read_bytes() == first.read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"one.gguf", "two.gguf"}
+    assert {path.name for path in tmp_path.iterdir()} == {"one.gguf", "two.gguf", RECORD}
     assert str(checkpoint.path).encode() not in first.read_bytes()
 
 
-@pytest.mark.parametrize("content", [b"A corpus.", b"", b"GGU", b"\x50\x02\0\0\0\0\0\0{"], ids=str)
-def test_no_other_file_is_written_over(content: bytes, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
-    "A corpus, an empty file, the beginning of a name, the weights of a checkpoint: each stays, and nothing lies beside it."
+def tokenizer_of_ours(path: Path) -> None:
+    with write_ours(path, what="a tokenizer") as file:
+        file.write(b"learned")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_bytes(b"A corpus."), lambda path: path.write_bytes(b""), tokenizer_of_ours,
+                                  lambda path: path.write_bytes(b"GGUF, somebody else's")], ids=["text", "empty", "our tokenizer", "gguf"])
+def test_no_other_file_is_written_over(make, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
+    "A corpus, an empty file, what is ours and something else, a model from another program: each stays, but with force."
+    pytest.importorskip("gguf")
     monkeypatch.chdir(tmp_path)
-    Path("mine").write_bytes(content)
-    with pytest.raises(CourseError, match="^mine is there already and is no GGUF file: choose another name.$"):
+    make(Path("mine"))
+    before = snapshot(tmp_path)
+    with pytest.raises(CourseError, match="^mine is (not )?from this program.*--force.$"):
         write_gguf(checkpoint, "mine", say=quiet)
-    assert Path("mine").read_bytes() == content and len(list(tmp_path.iterdir())) == 1
+    assert snapshot(tmp_path) == before
+    assert write_gguf(checkpoint, "mine", say=quiet, force=True).read_bytes()[:4] == b"GGUF" and is_ours("mine")
 
 
 def test_a_folder_is_no_place_for_a_gguf_file(checkpoint: Checkpoint, tmp_path: Path):
-    with pytest.raises(CourseError, match="cannot be written: Is a directory"):
-        write_gguf(checkpoint, tmp_path, say=quiet)
+    for force in (False, True):
+        with pytest.raises(CourseError, match="not from this program|it is a folder"):
+            write_gguf(checkpoint, tmp_path, say=quiet, force=force)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, path", [("export --to hf --out new", "new/README.md"), ("export --to gguf --out new.gguf", "new.gguf"),
+                                         ("demo --root r --config tiny --stories 10 --max_steps 1", "r/loss.png")])
+def test_a_command_replaces_nothing_of_the_user(trained: Path, tmp_path: Path, words: str, path: str):
+    "One line, with the way on, before anything else is made; exports with --force take the place of what was there."
+    pytest.importorskip("gguf")
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_bytes(b"mine")
+    before, model = snapshot(tmp_path), ["--ckpt", trained / "artifacts/checkpoints/latest"] if "export" in words else []
+    done = course(*words.split(), *model, cwd=tmp_path)
+    assert done.code == 2 and len(done.lines) == 1 and "--force" in done.lines[0] and snapshot(tmp_path) == before, done
+    if model:
+        fine(course(*words.split(), *model, "--force", cwd=tmp_path))
+        assert (tmp_path / path).read_bytes() != b"mine" and fine(course(*words.split(), *model, cwd=tmp_path))
+
+
+def test_a_plot_is_replaced_if_it_is_ours(tmp_path: Path):
+    "The same one again, and another's with force."
+    log = [{"step": step, "loss": 3.0 / step, "val_loss": 3.1 / step} for step in (1, 2)]
+    path = tmp_path / "loss.png"
+    for _ in range(2):
+        draw_losses(log, 0.4, 0.17, path)
+    assert is_ours(path) and path.read_bytes()[:4] == b"\x89PNG"
+    path.write_bytes(b"mine")
+    with pytest.raises(CourseError, match="--force"):
+        draw_losses(log, 0.4, 0.17, path)
+    draw_losses(log, 0.4, 0.17, path, force=True)
+    assert is_ours(path)
 
 
 def elsewhere(**settings: object) -> Tokenizer:

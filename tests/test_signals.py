@@ -2,7 +2,6 @@
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import course, fine, snapshot
+from conftest import course, fine, snapshot, words_of
 from running import PATIENCE, ROOT, Running, running
 
 from llm_course.training import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_log, step_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # the last one: where a terminal is closed
+QUICK = [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 
 
 def train_command(trained: Path, out: Path) -> list:
@@ -73,17 +73,17 @@ def interrupted(number: int, draw: random.Random, trained: Path, undisturbed: Pa
         same_end(out, undisturbed)  # too late
         return 60
     assert code == STATUS[number], run.told
-    step, command = re.search(r"Stopped after step (\d+), which is saved; `(.+)` goes on from there\.", run.lines[-1]).groups()
+    stopped = re.search(r"Stopped after step (\d+), which is saved; `(.+)` goes on from there\.", run.lines[-1])
+    assert stopped, run.told
+    step, command = stopped.groups()
     assert newest_checkpoint(out).name == f"step-{int(step):06d}" and not list(out.glob(".*.tmp"))
     assert all(load_checkpoint(each) for each in step_folders(out))
-    program, *words = shlex.split(command)
-    assert program == "llm-course"
-    fine(course(*words, cwd=folder))
+    fine(course(*words_of(command), cwd=folder))
     same_end(out, undisturbed)
     return int(step)
 
 
-@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("number", QUICK)
 def test_a_signal_at_a_random_moment_of_training(number, trained, undisturbed, tmp_path):
     "Exit status 130 or 143; the last line has the command that goes on; it ends as a run that nobody stopped, to the bit."
     interrupted(number, random.Random(number), trained, undisturbed, tmp_path)
@@ -120,7 +120,7 @@ def test_a_second_interrupt_ends_at_once(trained, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for how far the start has come")
-@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("number", QUICK)
 def test_a_signal_while_all_is_loaded(number, trained, tmp_path):
     "It waits until all is there, for C++ may abort in between; at most one line, 130 or 143, nothing begun; the command works again."
     with running(*train_command(trained, tmp_path / "out"), cwd=tmp_path) as run:
@@ -213,7 +213,7 @@ def with_workers(busy: Path, out: Path) -> list:
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["to all", "to the first"])
-@pytest.mark.parametrize("number", STATUS)
+@pytest.mark.parametrize("number", QUICK[:2])
 def test_a_signal_to_prepare_with_workers(number, to_all, busy, tmp_path):
     "A terminal sends Ctrl-C to every process, a scheduler may ask the first alone: one line at most, and nobody and nothing stays."
     with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:

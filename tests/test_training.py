@@ -1,9 +1,11 @@
 """Training: what a run writes, that it resumes bit for bit, and that several processes are one run."""
 import contextlib
 import copy
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,12 +24,12 @@ from safetensors.torch import load_file
 
 from llm_course import training
 from llm_course.corpus import CourseError, write_tales
-from llm_course.packing import Shards, batch_indices, write_shards
+from llm_course.packing import Shards, batch_indices, sealed, write_shards
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.training import (CHECKPOINT_FILES, Muon, claimed, clip_gradients, config_changes, find_checkpoint,
-                                 first_not_finite, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch, orthogonalised, pick_device,
-                                 pick_precision, point_latest, prune, read_log, spikes, start_run, step_folders, train,
-                                 train_on_tales, train_step, trainer_state)
+                                 first_not_finite, json_bytes, learning_rate, load_checkpoint, load_config, newest_checkpoint, next_batch,
+                                 orthogonalised, pick_device, pick_precision, point_latest, prune, read_log, resume_run, spikes,
+                                 start_run, step_folders, time_needed, torch_bytes, train, train_on_tales, train_step, trainer_state)
 
 CPU = torch.device("cpu")
 
@@ -146,6 +148,53 @@ def test_resume_says_what_has_changed(shards, tmp_path):
     assert [line for line in said if "max_steps 2 → 4" in line and "lr 0.003 → 0.0001" in line]
 
 
+def without_progress(folder: Path) -> None:
+    """Make a checkpoint what it was before there was a record of what was consumed."""
+    state = torch.load(folder / "trainer.pt", weights_only=True)
+    data = torch_bytes({name: value for name, value in state.items() if name not in ("sequences", "tokens")})
+    (folder / "trainer.pt").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["trainer.pt"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    del manifest["run"]["sequences"]
+    (folder / "manifest.json").write_bytes(json_bytes(sealed(manifest)))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "an older checkpoint"])
+@pytest.mark.parametrize("changed, position, tokens", [
+    ({}, 24, 3 * 512),
+    ({"batch_size": 2}, 24, 3 * 128),
+    ({"batch_size": 32}, 24, 3 * 2048),
+    ({"seq_len": 16}, 96, 3 * 128),
+    ({"seq_len": 16, "batch_size": 24}, 96, 3 * 384),
+], ids=str)
+def test_progress_is_what_was_consumed(changed, position, tokens, older, shards, tmp_path):
+    """Three steps of 8 × 64 tokens, then three in another way: no token counts twice, no sequence comes twice, wherever one looks."""
+    run_quietly(tiny(shards, max_steps=3, batch_size=8, seq_len=64), shards, tmp_path)
+    if older: without_progress(tmp_path / "step-000003")
+    config = tiny(shards, **{"max_steps": 6, "batch_size": 8, "seq_len": 64, **changed})
+    run = start_run(config, shards, CPU, say=quiet)
+    resume_run(run, tmp_path / "step-000003", quiet)
+    order = np.concatenate([batch_indices(len(run.shards), 1, 0, position + i) for i in range(config.training.batch_size)])
+    np.testing.assert_array_equal(next_batch(run)[0], np.stack([run.shards[int(i)][:-1] for i in order]))
+    result = run_quietly(config, shards, tmp_path, resume=True)
+    noted = json.loads((result.checkpoint / "manifest.json").read_text())["run"]
+    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)
+    consumed = (position + 3 * config.training.batch_size, 3 * 512 + tokens)
+    assert consumed == (noted["sequences"], noted["tokens"]) == (state["sequences"], state["tokens"])
+    counted = [entry["tokens"] for entry in read_log(tmp_path) if "tokens" in entry]
+    assert result.tokens == consumed[1] and counted == [512, 1024, 1536, *(1536 + tokens * i // 3 for i in (1, 2, 3))]
+
+
+def test_a_run_that_has_more_steps_than_it_should(shards, tmp_path):
+    """It is left as it is, which one sentence says, and its last validation loss is still known."""
+    whole = run_quietly(tiny(shards, max_steps=4), shards, tmp_path)
+    before, said = (tmp_path / "log.jsonl").read_bytes(), []
+    result = run_quietly(tiny(shards, max_steps=2), shards, tmp_path, resume=True, say=said.append)
+    assert any("has 4 steps behind it, and max_steps is 2: there is nothing left to train" in line for line in said)
+    assert (result.steps, result.tokens, result.loss, result.val_loss) == (4, whole.tokens, whole.loss, whole.val_loss)
+    assert (tmp_path / "log.jsonl").read_bytes() == before and result.checkpoint == whole.checkpoint
+
+
 def test_resume_says_that_the_text_is_another(shards, tmp_path):
     """More text may come in the middle of a run, and a run that goes on with it is told so; one that has the same text is not."""
     run_quietly(tiny(shards, max_steps=1), shards, tmp_path / "out")
@@ -187,7 +236,7 @@ def test_an_earlier_run_is_never_lost(shards, tmp_path):
     said = []
     new = run_quietly(tiny(shards, max_steps=1, seed=1), shards, tmp_path, say=said.append)
     assert [path.name for path in step_folders(tmp_path)] == ["step-000001"] and new.steps == 1
-    assert any("earlier-1" in line and "--resume" in line for line in said)
+    assert any("earlier-1" in line and "resume=True" in line for line in said)
     kept = load_checkpoint(tmp_path / "earlier-1" / "latest")
     assert kept.step == 2 and len(read_log(tmp_path / "earlier-1")) > 1
     assert all(torch.equal(p, weights[name]) for name, p in kept.model.named_parameters())
@@ -273,11 +322,46 @@ def test_latest_is_a_copy_where_links_are_refused(finished, tmp_path, monkeypatc
 
 def test_leftovers_are_swept(shards, finished, tmp_path):
     """What a crash in the middle of a save has left is gone after the next start, and was never taken for a checkpoint."""
-    shutil.copytree(finished / "step-000001", tmp_path / ".step-000009.tmp")
+    for name in (".step-000009.tmp", ".step-000003.old.tmp", "..latest.tmp.old.tmp"): shutil.copytree(finished / "step-000001", tmp_path / name)
     (tmp_path / ".latest.tmp").symlink_to("nowhere")
+    (tmp_path / ".log.jsonl.123.tmp").write_text("half a l")
     assert newest_checkpoint(tmp_path) is None
     run_quietly(tiny(shards, max_steps=1), shards, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "latest", "log.jsonl", "step-000001"]
+
+
+def test_what_others_have_in_the_folder_of_a_run_stays(shards, tmp_path):
+    """Whatever it is called: hidden, temporary, like a checkpoint of ours, or inside one; also when checkpoints are pruned, twice."""
+    theirs = {".env": "1", ".gitkeep": "", "notes.tmp": "2", ".notes.tmp": "3", ".vim.swp.tmp/a": "4", ".step-000009.tmp/notes.txt": "5",
+              "step-1/notes.txt": "6", "step-old/notes.txt": "7", "log.jsonl": "theirs\n", ".latest.notes.tmp": "8"}
+    for name, text in theirs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    config, said = tiny(shards, max_steps=4, save_every=1, keep=1), []
+    spoil = lambda model, tokenizer: (tmp_path / "step-000002/mine.txt").write_text("9") and "a sample" if (tmp_path / "step-000002").exists() else ""
+    run_quietly(replace(config, training=replace(config.training, sample_every=2)), shards, tmp_path, sampler=spoil, say=said.append)
+    assert (tmp_path / "earlier-1/log.jsonl").read_text() == theirs.pop("log.jsonl") and any("earlier-1" in line for line in said)
+    assert {name: (tmp_path / name).read_text() for name in theirs} == theirs and (tmp_path / "step-000002/mine.txt").read_text() == "9"
+    assert [path.name for path in step_folders(tmp_path)] == ["step-000002", "step-000004"]
+    run_quietly(config, shards, tmp_path)
+    assert {name: (tmp_path / name).read_text() for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: (path.mkdir(), (path / "a.txt").write_text("mine"))],
+                         ids=["a file", "a folder"])
+def test_a_latest_of_somebody_else(make, shards, tmp_path):
+    """The newest checkpoint takes that name, so the run is refused before its first step."""
+    make(tmp_path / "latest")
+    with pytest.raises(CourseError, match="latest is no checkpoint of ours"): run_quietly(tiny(shards, max_steps=1), shards, tmp_path)
+    assert not step_folders(tmp_path) and "mine" in (tmp_path / "latest").read_text() if (tmp_path / "latest").is_file() else True
+
+
+@pytest.mark.parametrize("start", [lambda: train(load_config("tiny"), "nowhere", ""), lambda: train_on_tales("tiny", "")])
+def test_a_folder_without_a_name(start, tmp_path, monkeypatch):
+    """It would be the one in which one stands."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CourseError, match="has no name"): start()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_save_leaves_the_last_one(shards, tmp_path, monkeypatch):
@@ -395,13 +479,13 @@ def test_a_step_whose_loss_is_no_number_is_skipped(shards):
 
 @pytest.mark.parametrize("fields", [{}, {"muon_lr": 7.0}, {"precision": "bf16", "checkpoint_activations": "true", "micro_batch_size": 2}])
 def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
-    """The step, the part of the model, the documents of the batch, and the checkpoint to go on from, which is sound."""
+    """The step, the part of the model, the documents of the batch, and the checkpoint to go on from: the last before the loss went bad."""
     config, seen = tiny(shards, max_steps=20, save_every=3, sample_every=4, **fields), []
     spoil = lambda model, tokenizer: overflow(SimpleNamespace(model=model)) or "spoiled"
     with pytest.raises(CourseError) as error: run_quietly(config, shards, tmp_path, sampler=spoil, say=seen.append)
     assert "up to step 7" in str(error.value) and "output of model.layers.1.mlp.up_proj" in str(error.value)
     last = newest_checkpoint(tmp_path)
-    assert last.name == "step-000006" and f"{last}: go on from it" in str(error.value)
+    assert last.name == "step-000003" and f"{last}: go on from it" in str(error.value)
     assert sum("is skipped" in line for line in seen) == 3
     assert [entry["skipped"] for entry in read_log(tmp_path) if "skipped" in entry] == [1, 2, 3]
     split = Shards(shards, seq_len=config.model.seq_len)
@@ -478,14 +562,14 @@ def test_a_full_disk_does_not_end_a_run(shards, tmp_path, monkeypatch):
     assert any("disk is full. The training goes on." in line for line in lines)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", training.STOPPING)
 def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
     """Then a resume ends with the bits of a run that was never stopped."""
     config, lines = tiny(shards, max_steps=12, save_every=5, sample_every=3), []
     raising = lambda model, tokenizer: signal.raise_signal(number) or "sample"
     with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
         run_quietly(config, shards, tmp_path / "a", sampler=raising, say=lines.append, command="llm-course train")
-    assert number == signal.SIGINT or end.value.code == 143
+    assert number == signal.SIGINT or end.value.code == 128 + number
     assert newest_checkpoint(tmp_path / "a").name == "step-000004"
     assert any("after step 4" in line and "`llm-course train --resume`" in line for line in lines)
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
@@ -495,13 +579,70 @@ def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
     assert told(tmp_path / "a" / "log.jsonl") == told(tmp_path / "b" / "log.jsonl")
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="POSIX")
+def test_what_is_ignored_stays_so(shards, tmp_path):
+    """`nohup` lets a run outlive its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        raising = lambda model, tokenizer: signal.raise_signal(signal.SIGHUP) or "sample"
+        assert run_quietly(tiny(shards, max_steps=4, sample_every=2), shards, tmp_path, sampler=raising).steps == 4
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def impossible_batch() -> int:
+    """So many sequences of 64 tokens that their logits need more memory than there is, and their tokens do not."""
+    return int(1.5 * training.memory_of(CPU)) // (64 * 400 * 4)
+
+
+def test_an_impossible_batch_size(shards, tmp_path, monkeypatch):
+    """Is found out before the batch is read; what is advised is small enough to have been tried in no time, and works."""
+    monkeypatch.setattr(training, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(training, "next_batch", lambda run: pytest.fail("the batch has been read"))
+    with pytest.raises(CourseError, match=r"does not fit into memory: --micro_batch_size (\d+) does") as error:
+        run_quietly(tiny(shards, batch_size=impossible_batch()), shards, tmp_path)
+    monkeypatch.undo()
+    size = int(re.search(r"--micro_batch_size (\d+)", str(error.value))[1])
+    assert run_quietly(tiny(shards, batch_size=2 * size, micro_batch_size=size, max_steps=1), shards, tmp_path).steps == 1
+    with pytest.raises(CourseError, match="nor do the batch's tokens alone; try a smaller --batch_size"):
+        run_quietly(tiny(shards, batch_size=10**12), shards, tmp_path)
+
+
+@pytest.mark.parametrize("number", training.STOPPING)
+def test_a_signal_while_a_size_is_searched(number, shards, tmp_path, monkeypatch):
+    """It need not wait: nothing would be saved."""
+    monkeypatch.setattr(training, "fits", lambda run, size: signal.raise_signal(number) or pytest.fail("the search goes on"))
+    before = signal.signal(number, lambda number, frame: (_ for _ in ()).throw(InterruptedError))
+    try:
+        with pytest.raises(InterruptedError): run_quietly(tiny(shards, batch_size=impossible_batch()), shards, tmp_path)
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_warm_up_that_is_longer_than_the_run(shards):
+    """Is said, since the learning rate that was asked for never comes; and one that is not is not."""
+    for warmup_steps, times in ((11, 1), (10, 0)):
+        said = []
+        start_run(tiny(shards, max_steps=10, warmup_steps=warmup_steps), shards, CPU, say=said.append)
+        assert sum(line.count("never gets as high as lr") for line in said) == times
+
+
+def test_a_sample_that_cannot_be_written(shards, tmp_path):
+    """Ends no run."""
+    def refuse(model, tokenizer): raise CourseError("these weights write nothing.")
+    said = []
+    assert run_quietly(tiny(shards, max_steps=2), shards, tmp_path, sampler=refuse, say=said.append).steps == 2
+    assert "There is no sample: these weights write nothing." in said
+
+
 def let_a_step_take(seconds: Callable[[int], float], monkeypatch) -> None:
     """On the clock that a run sees, step i takes `seconds(i)`, and all else nothing, however busy the machine is."""
     now, real = [0.0], training.step_that_fits
 
-    def step(run):
+    def step(run, signals):
         now[0] += seconds(run.step)
-        return real(run)
+        return real(run, signals)
 
     monkeypatch.setattr(training, "step_that_fits", step)
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=time.sleep))
@@ -695,3 +836,24 @@ def test_an_interrupted_arc_goes_on(tmp_path):
     said = []
     train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
     assert any("at step 2" in line for line in said)
+
+
+def test_a_training_says_how_long_it_will_take(tmp_path, capsys):
+    """Measured, before it begins, with a bar from then on; where it is done already, nothing."""
+    said = []
+    def arc():
+        said.clear()
+        train_on_tales(load_config("tiny", {"max_steps": 40, "vocab_size": 400}), tmp_path, n_train=200, n_val=20, say=said.append)
+        return [line.startswith("Training takes about ") for line in said]
+    announced = arc()
+    assert announced.count(True) == 1 and "parameters on" in said[announced.index(True) + 1]
+    assert "40/40" in capsys.readouterr().err
+    assert not any(arc()) and not capsys.readouterr().err
+
+
+def test_the_time_that_a_training_needs_is_that_of_the_steps_left(shards):
+    """And never more than it may take."""
+    config = tiny(shards, max_steps=10**6)
+    assert re.fullmatch(r"Training takes about [0-9.]+ (minutes|hours|days) on this machine\.", time_needed(config, shards, None))
+    assert time_needed(config, shards, Path("step-999999")) == "Training takes about 1 second on this machine."
+    assert time_needed(tiny(shards, max_steps=10**6, max_minutes=2.5), shards, None) == "Training takes about 2.5 minutes on this machine."
