@@ -317,14 +317,20 @@ def _clear(leftover: Path, folder: Path) -> None:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Within it the folder is there, for this process alone; `CourseError` while another writes to it. (Not on Windows.)"""
-    folder.mkdir(parents=True, exist_ok=True)
     if os.name == "nt":
+        folder.mkdir(parents=True, exist_ok=True)
         yield
         return
     import fcntl
 
-    number, mine = os.open(folder, os.O_RDONLY), False
+    number = made = None
     try:
+        # a disk may take its time over a new folder: a signal in between waits until we know that it is ours
+        with signals_wait(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            made = not folder.exists()
+            folder.mkdir(parents=True, exist_ok=True)
+            number = os.open(folder, os.O_RDONLY)
+        mine = False
         with suppress(BlockingIOError):
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = folder.exists() and os.path.samestat(os.fstat(number), folder.stat())
@@ -334,7 +340,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
             )
         yield
     finally:
-        os.close(number)
+        if number is not None:
+            os.close(number)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # empty where nothing was written, and gone where it took its place
 
 
 def _check_place(folder: Path, force: bool) -> None:
