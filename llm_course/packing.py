@@ -342,7 +342,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     finally:
         if number is not None:
             os.close(number)
-        if made:
+        if made and folder.exists():
             with suppress(OSError):
                 folder.rmdir()  # empty where nothing was written, and gone where it took its place
 
