@@ -101,7 +101,7 @@ def test_a_ledger_knows_what_is_there():
     assert {name: moved for name, _, moved in ledger.calls} == {"ones": 4000, "add": 8000, "add_": 4000}
 
 
-@pytest.mark.parametrize("fields", [{}, pytest.param({"checkpoint_activations": True}, marks=pytest.mark.xfail(reason="15 % too much is planned since the compiler is not loaded")), {"precision": "bf16"}, {"muon_lr": 7.0},
+@pytest.mark.parametrize("fields", [{}, {"checkpoint_activations": True}, {"precision": "bf16"}, {"muon_lr": 7.0},
                                     {"micro_batch_size": 2}, {"tie_embeddings": False}], ids=str)
 def test_a_rehearsal_is_the_step_itself(fields: dict):
     "Real tensors under the same ledger come to the same peak."
@@ -245,7 +245,7 @@ def memory_of(size: dict) -> tuple[int, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process has held")
-@pytest.mark.parametrize("fields", [{"checkpoint_activations": True}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize("fields", [pytest.param({"checkpoint_activations": True}, marks=pytest.mark.xfail(reason="15 % too much is planned since the compiler is not loaded")), {"precision": "bf16"}], ids=str)
 def test_the_memory_of_a_process_is_foretold(fields: dict):
     "Within 10 % of what a process that trains has held at the most: the config `lesson` at half its length."
     guess, found = memory_of(point("lesson", seq_len=256, **fields))
