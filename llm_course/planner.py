@@ -164,6 +164,7 @@ from llm_course.config import load_config
 from llm_course.optim import make_optimizers
 config = load_config("tiny")
 model, ids = accelerate(GPT(config.model)), torch.zeros(1, 2, dtype=torch.long)
+model.checkpoint_activations = {recomputed}
 forward_backward(model, ids, ids, 1, torch.bfloat16 if {bf16} else torch.float32)
 for optimizer in make_optimizers(model, config.training): optimizer.step()
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -172,9 +173,11 @@ CONTEXT = 1_200_000_000  # bytes that CUDA takes beside the tensors: 1.2 to 1.4 
 
 
 @cache
-def bare_process(bf16: bool = False) -> int:
-    "Bytes of a process that trains next to nothing: Python, torch, this course. Measured on Linux; elsewhere assumed."
-    done = subprocess.run([sys.executable, "-c", BARE.format(bf16=bf16)], capture_output=True, text=True)
+def bare_process(bf16: bool = False, recomputed: bool = False) -> int:
+    """Bytes of a process that trains next to nothing: Python, torch, this course. Measured on Linux; elsewhere assumed.
+
+    With activations `recomputed`, torch.utils.checkpoint loads the compiler as well: 75 MB."""
+    done = subprocess.run([sys.executable, "-c", BARE.format(bf16=bf16, recomputed=recomputed)], capture_output=True, text=True)
     return 350_000_000 if done.returncode else 1024 * int(done.stdout)
 
 
@@ -191,7 +194,7 @@ def step_memory(rehearsal: StepEstimate, on_cpu: bool, bf16: bool) -> dict[str, 
     "Bytes of a step at the moment when they are most, with what is there beside the tensors."
     if not on_cpu: return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
     between = {"holes": holes(rehearsal)} if sys.platform == "linux" else {}
-    return {**rehearsal.memory, **between, "Python and torch": bare_process(bf16)}
+    return {**rehearsal.memory, **between, "Python and torch": bare_process(bf16, rehearsal.recomputed)}
 
 # %% ../nbs/63_planner.ipynb #5cd548d2
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("corpus --stories 400", "tokenizer --vocab_size 600", "prepare --seq_len 64",
                   "train --config tiny --max_steps 8 --eval_every 4 --save_every 4"):
         fine(course(*stage.split(), cwd=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    "A copy of `trained`, with a short text, that the tests of a module may write to."
+    folder = tmp_path_factory.mktemp("own") / "run"
+    shutil.copytree(trained, folder, symlinks=True)
+    (folder / "short.txt").write_text("Once upon a time.\nThere was a text.\n")
     return folder
 
 

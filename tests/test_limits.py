@@ -3,7 +3,6 @@
 The options are click's own, the fields the config's, so that a new one is covered as it comes."""
 import math
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,19 +98,10 @@ BEYOND = [pytest.param(command, option, outside, id=f"{command} {option}") for c
 
 
 @pytest.fixture(scope="module")
-def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A finished run that may be written to."
-    folder = tmp_path_factory.mktemp("limits") / "run"
-    shutil.copytree(trained, folder, symlinks=True)
-    (folder / "short.txt").write_text("Once upon a time.\nThere was a text.\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(place: Path) -> None:
+def loaded(own_run: Path) -> None:
     "All that the slower subcommands import is there: an alarm in the middle of an import would leave a half of it."
     for command in ("plan", "demo"):
-        course(command, *COMMANDS[command].split(), cwd=place)
+        course(command, *COMMANDS[command].split(), cwd=own_run)
 
 
 def mistake(done: Outcome, command: str) -> bool:
@@ -121,7 +111,7 @@ def mistake(done: Outcome, command: str) -> bool:
 
 
 @pytest.mark.parametrize("command, option, texts", AT)
-def test_at_the_ends_of_its_range(command, option, texts, place, request, monkeypatch):
+def test_at_the_ends_of_its_range(command, option, texts, own_run, request, monkeypatch):
     "It works, or is a mistake that is said; anything else would have raised."
     if command in ("plan", "demo"):
         request.getfixturevalue("loaded")
@@ -130,15 +120,15 @@ def test_at_the_ends_of_its_range(command, option, texts, place, request, monkey
         if (command, option, text) == ("plan", "--n_layers", str(2**31)):
             continue  # it goes through the layers one by one, and no memory is needed for that
         with for_a_while(command):
-            done = course(command, *COMMANDS[command].split(), f"{option}={text}", cwd=place)
+            done = course(command, *COMMANDS[command].split(), f"{option}={text}", cwd=own_run)
             assert done.code == 0 or command == "doctor" and done.code == 1 or mistake(done, command), (text, done)
 
 
 @pytest.mark.parametrize("command, option, texts", BEYOND)
-def test_just_beyond_its_range(command, option, texts, place, monkeypatch):
+def test_just_beyond_its_range(command, option, texts, own_run, monkeypatch):
     "A mistake that is said."
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     for text in texts:
         with for_a_while(command):
-            done = course(command, *COMMANDS[command].split(), f"{option}={text}", cwd=place)
+            done = course(command, *COMMANDS[command].split(), f"{option}={text}", cwd=own_run)
             assert mistake(done, command), (text, done)

@@ -79,43 +79,34 @@ OUTPUT = [*(("generate --max_new_tokens 3", kind) for kind in KINDS), ("eval --i
           ("--help", "gone"), *(pytest.param(line, "closed", marks=pytest.mark.slow) for line in ("plan --config tiny --device a100", "train --show"))]
 
 
-@pytest.fixture(scope="module")
-def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    "A finished run that may be written to."
-    folder = tmp_path_factory.mktemp("messages") / "run"
-    shutil.copytree(trained, folder, symlinks=True)
-    (folder / "short.txt").write_text("Once upon a time.\nThere was a text.\n")
-    return folder
-
-
 @posix
 @pytest.mark.parametrize("line, kind, number", LOST, ids=lambda value: str(value).split()[0])
-def test_work_outlives_its_reader(line, kind, number, place):
+def test_work_outlives_its_reader(line, kind, number, own_run):
     "Status 0, all is made, and one sentence on stderr says what is wrong with stdout."
-    made = place / WORK[line]
-    shutil.rmtree(place / "new", ignore_errors=True)
-    (place / "new.gguf").unlink(missing_ok=True)
-    done = run(number, kind, *line.split(), cwd=place)
+    made = own_run / WORK[line]
+    shutil.rmtree(own_run / "new", ignore_errors=True)
+    (own_run / "new.gguf").unlink(missing_ok=True)
+    done = run(number, kind, *line.split(), cwd=own_run)
     assert done.code == 0 and made.is_file(), done
     told = [l for l in done.lines if "Standard output" in l]
     assert number == 2 or len(told) == 1 and {"full": "No space left", "closed": "closed", "gone": "Broken pipe"}[kind] in told[0], done
     if line.startswith("train"):
-        assert load_verified(place / "new").step == 4 and [e["step"] for e in read_log(place / "new") if "val_loss" in e] == [2, 4]
+        assert load_verified(own_run / "new").step == 4 and [e["step"] for e in read_log(own_run / "new") if "val_loss" in e] == [2, 4]
 
 
 @posix
 @pytest.mark.parametrize("line, kind", OUTPUT, ids=lambda value: value.split()[0])
-def test_output_without_a_reader_ends_quietly(line, kind, place):
+def test_output_without_a_reader_ends_quietly(line, kind, own_run):
     "No traceback and a status that is not 0. Nobody is told what they know: that they went, or want no output; a full disk is said."
-    done = run(1, kind, *line.split(), cwd=place)
+    done = run(1, kind, *line.split(), cwd=own_run)
     assert done.code == (2 if kind == "full" else 1), done
     assert done.lines == ["Standard output cannot be written: No space left on device."] * (kind == "full"), done
 
 
 @posix
-def test_output_does_not_need_stderr(place):
+def test_output_does_not_need_stderr(own_run):
     "Progress and remarks are lost, and the answer is there."
-    done = run(2, "closed", "eval", "--input", "short.txt", "--documents", "line", cwd=place)
+    done = run(2, "closed", "eval", "--input", "short.txt", "--documents", "line", cwd=own_run)
     assert done.code == 0 and "bits per byte" in done.out
 
 
