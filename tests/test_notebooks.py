@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbdev.clean import clean_nb
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MINUTES = {"30_optim": 2, "32_training": 2, "33_checkpoint": 2, "60_speed": 4}  # of two CPUs; all others: 1; 60 has bf16 products even where they are slow
+MINUTES = {"31_optim": 2, "34_training": 2, "36_checkpoint": 2, "60_speed": 4}  # of two CPUs; all others: 1; 60 has bf16 products even where they are slow
 WORKED = "import os; print(sum(os.times()[:4]))"  # processor seconds, with those of ended children
 SKIPPED_CELL = re.compile(r"^#\|\s*(slow|gpu|eval:\s*false)\s*$", re.M)  # as nbdev_test skips them
 FORBIDDEN = {

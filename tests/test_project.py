@@ -247,7 +247,7 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 @pytest.fixture
 def lessons(tmp_path: Path) -> Path:
     "A checkout with two notebooks, whose environment is ready."
-    for name in ("nbs/index.ipynb", "nbs/14_corpus.ipynb", "settings.ini", "setup.py", ".venv/ready"):
+    for name in ("nbs/index.ipynb", "nbs/13_corpus.ipynb", "settings.ini", "setup.py", ".venv/ready"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name} as it is given")
     return tmp_path
@@ -269,15 +269,15 @@ def test_make_mine_keeps_what_a_learner_wrote(lessons: Path):
     assert (mine / "index.ipynb").read_text() == "nbs/index.ipynb as it is given"
     (mine / "index.ipynb").write_text("my answer")
     (mine / "mine too.ipynb").write_text("my own page")
-    (mine / "14_corpus.ipynb").unlink()
-    (lessons / "nbs" / "16_tokenizer.ipynb").write_text("a new lesson")
+    (mine / "13_corpus.ipynb").unlink()
+    (lessons / "nbs" / "15_tokenizer.ipynb").write_text("a new lesson")
     assert "newer" not in make(lessons, "mine")
     (lessons / "nbs" / "index.ipynb").write_text("the next version")
     told = make(lessons, "mine")
     assert [line.split()[0] for line in told.splitlines() if "newer version" in line] == ["mine/index.ipynb"]
     found = {path.name: path.read_text() for path in mine.glob("*.ipynb")}
-    assert found == {"index.ipynb": "my answer", "mine too.ipynb": "my own page", "16_tokenizer.ipynb": "a new lesson",
-                     "14_corpus.ipynb": "nbs/14_corpus.ipynb as it is given"}
+    assert found == {"index.ipynb": "my answer", "mine too.ipynb": "my own page", "15_tokenizer.ipynb": "a new lesson",
+                     "13_corpus.ipynb": "nbs/13_corpus.ipynb as it is given"}
     ignored = subprocess.run(["git", "check-ignore", "--no-index", "-q", "mine/index.ipynb"], cwd=ROOT)
     assert ignored.returncode in (0, 128)  # 128: no git checkout
 

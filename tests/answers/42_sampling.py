@@ -1,4 +1,4 @@
-"""Answers to the exercise of 41_sampling, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 42_sampling, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def gumbel_draw(logits, temperature, generator):

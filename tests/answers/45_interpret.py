@@ -1,4 +1,4 @@
-"""Answers to the exercise of 43_interpret, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 45_interpret, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def induction_score(weights):

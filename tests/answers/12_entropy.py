@@ -1,4 +1,4 @@
-"""Answers to the exercise of 13_entropy, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 12_entropy, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def grammar_entropy(node):

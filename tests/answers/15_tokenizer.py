@@ -1,4 +1,4 @@
-"""Answers to the exercise of 16_tokenizer, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 15_tokenizer, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def joined(pieces):
