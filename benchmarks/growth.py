@@ -65,7 +65,7 @@ def train(config: object, steps: int, device: str) -> list[float]:
     from llm_course.gpt import GPT
     from llm_course.kernels import accelerate
     from llm_course.optim import clip_gradients, make_optimizers
-    from llm_course.training import forward_backward
+    from llm_course.step import forward_backward
 
     training, bf16, times = config.training, config.training.precision == "bf16", []
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None

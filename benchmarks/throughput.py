@@ -40,7 +40,7 @@ def ours(batch: int, length: int, vocab: int, layers: int, width: int, heads: in
     from llm_course.gpt import GPT
     from llm_course.kernels import accelerate
     from llm_course.optim import clip_gradients, make_optimizers
-    from llm_course.training import forward_backward
+    from llm_course.step import forward_backward
 
     device = pick_device()
     if device.type == "cpu": keep_memory()

@@ -659,7 +659,7 @@ def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, 
 # %% ../nbs/99_cli.ipynb #11987b2a
 def only_the_demo() -> bool:
     "Whether the demo has left checkpoints, and `train` none, so that a stage with no flags finds nothing."
-    from llm_course.checkpoint import newest_checkpoint
+    from llm_course.runs import newest_checkpoint
     return newest_checkpoint(CHECKPOINTS) is None and newest_checkpoint(f"{DEMO}/checkpoints") is not None
 
 
@@ -948,7 +948,7 @@ def show_results(checkpoint: object, seen: int, root: Path, force: bool = False)
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
     from llm_course.shards import Manifest
-    from llm_course.training import read_log
+    from llm_course.runs import read_log
     found = evaluate(checkpoint.model, checkpoint.tokenizer, Corpus(root / "val.txt", "line"),
                      progress=sys.stderr.isatty())
     packed = Manifest.load(root / "shards").splits["train"]

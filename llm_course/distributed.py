@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .device import World
-from .training import Callback, Parallel, Trainer, forward_backward
+from .step import forward_backward, Parallel
+from .training import Callback, Trainer
 
 # %% ../nbs/39_distributed.ipynb #37ddp001
 class DDP(Parallel):

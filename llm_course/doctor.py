@@ -39,9 +39,7 @@ from .preparation import usable_processors
 from .shards import Manifest, TokenDataset, read_index
 from .tokenizer import Tokenizer
 from .config import config_names, load_config
-from llm_course.checkpoint import (
-    find_checkpoint, newest_checkpoint, step_folders,
-)
+from .runs import find_checkpoint, newest_checkpoint, step_folders
 from llm_course.numerics import (
     literal, python, requirements, set_variable, shell, torch_wanted, device_code_paths, cpu_code_paths,
 )
@@ -49,7 +47,7 @@ from llm_course.device import (
     matmul_rate, memory, pick_device, pick_precision, processor_name, threads,
 )
 from .integrity import load_verified, verify_checkpoint
-from .training import read_log
+from .runs import read_log
 
 # %% ../nbs/91_doctor.ipynb #d05a49eb
 @dataclass(frozen=True)

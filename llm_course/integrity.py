@@ -23,14 +23,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llm_course.checkpoint import (
+from .checkpoint import Checkpoint, FORMAT, json_bytes
+from llm_course.runs import (
     CHECKPOINT_FILES,
-    FORMAT,
-    Checkpoint,
     find_checkpoint,
     is_checkpoint,
     is_foreign_checkpoint,
-    json_bytes,
     newest_checkpoint,
     step_folders,
 )
@@ -40,7 +38,8 @@ from .files import UserError, file_sha256, print_message, read_json
 from .gpt import GPT
 from .shards import with_checksum
 from .tokenizer import Tokenizer
-from .training import TrainState, read_log
+from .runs import read_log
+from .training import TrainState
 
 # %% ../nbs/37_integrity.ipynb #c9c39ec2
 def verify_checkpoint(folder: Path, verify: bool = True) -> dict:

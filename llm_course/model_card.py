@@ -19,7 +19,7 @@ from .config import ModelConfig
 from .evaluation import Evaluation, evaluate
 from .export import DTYPES, check_choices, check_folder, rounded, write_model_folder
 from .files import print_message, read_json
-from .training import read_log
+from .runs import read_log
 
 # %% ../nbs/71_model_card.ipynb #6b2878c0
 @dataclass(frozen=True)

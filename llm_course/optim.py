@@ -59,9 +59,7 @@ class Muon(torch.optim.Optimizer):
             for shape in dict.fromkeys(p.shape for p in group["params"]):
                 params = [p for p in group["params"] if p.shape == shape and p.grad is not None]
                 if params:
-                    self.step_same_shape(
-                        params, group["lr"], group["momentum"], group["weight_decay"]
-                    )
+                    self.step_same_shape(params, **{k: group[k] for k in self.defaults})
 
     def step_same_shape(
         self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float
@@ -76,14 +74,14 @@ class Muon(torch.optim.Optimizer):
         for p, update in zip(params, updates):
             p.mul_(1 - lr * weight_decay).sub_(update, alpha=lr * max(1, rows / cols) ** 0.5)
 
-# %% ../nbs/31_optim.ipynb #0c2b61d2
+# %% ../nbs/31_optim.ipynb #31group1
 def param_group(name: str) -> str:
     """The kind of a parameter, by its name: "norm", "embedding" (the head too) or "matrix"."""
     if "embed_tokens" in name or "lm_head" in name:
         return "embedding"
     return "norm" if "norm" in name else "matrix"
 
-
+# %% ../nbs/31_optim.ipynb #31plain1
 @cache
 def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """The same optimizer, without the wrappers that hide its methods from torch.compile.
@@ -96,7 +94,7 @@ def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Opti
         kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))}
     )
 
-
+# %% ../nbs/31_optim.ipynb #0c2b61d2
 def make_optimizers(
     model: nn.Module, config: TrainingConfig, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
@@ -121,10 +119,8 @@ def make_optimizers(
     if config.muon_lr_scale:
         matrices = groups.pop("matrix")
         muon = [without_compiler(Muon)([matrices], momentum=config.muon_momentum, dtype=dtype)]
-    fused = next(model.parameters()).device.type in (
-        "cpu",
-        "cuda",
-    )  # one pass over memory, not a dozen
+    # one pass over memory, not a dozen
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     adamw = without_compiler(torch.optim.AdamW)(
         list(groups.values()),
         lr=config.lr,

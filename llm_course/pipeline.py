@@ -18,15 +18,8 @@ from pathlib import Path
 
 import torch
 
-from llm_course.checkpoint import (
-    FORMAT,
-    check_tokenizer,
-    environment,
-    newest_checkpoint,
-    point_latest,
-    refuse_other_latest,
-    restore_state,
-)
+from .checkpoint import check_tokenizer, environment, FORMAT, restore_state
+from .runs import newest_checkpoint, point_latest, refuse_other_latest
 from .config import Config, load_config, make_config
 from .corpus import Corpus, write_tales_corpus
 from llm_course.device import (
@@ -71,12 +64,10 @@ from llm_course.integrity import (
 from .optim import make_optimizers
 from llm_course.resilience import (
     CompilerTrouble,
-    Log,
     LossSpikes,
     LostProcess,
     OutOfMemory,
     Progress,
-    RunLog,
     Sample,
     SampleFn,
     SaveCheckpoints,
@@ -85,10 +76,12 @@ from llm_course.resilience import (
     TimeLimit,
     above_bar,
 )
+from .runs import Log, RunLog
 from .shards import Shard, TokenDataset, write_shards
 from .tales import sample_tales
 from .tokenizer import Tokenizer, train_tokenizer
-from .training import Callback, Parallel, Trainer, TrainState, Validate, fit
+from .step import Parallel
+from .training import Callback, fit, Trainer, TrainState, Validate
 
 # %% ../nbs/92_pipeline.ipynb #92data01
 def silent(text: str) -> None:

@@ -26,7 +26,7 @@ from .config import Config, ModelConfig
 from .files import UserError, did_you_mean, quantity
 from .gpt import GPT
 from .kernels import accelerate
-from .training import forward_backward
+from .step import forward_backward
 from llm_course.device import (
     bandwidth, memory, pick_device, pick_precision, processor_name, rate_at_shapes,
 )
@@ -159,7 +159,7 @@ import re, torch
 from pathlib import Path
 from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
-from llm_course.training import forward_backward
+from llm_course.step import forward_backward
 from llm_course.config import load_config
 from llm_course.optim import make_optimizers
 config = load_config("tiny")

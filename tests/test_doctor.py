@@ -23,7 +23,7 @@ from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check
                                check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
 from llm_course.numerics import device_code_paths
 from llm_course.shards import Manifest
-from llm_course.checkpoint import step_folders
+from llm_course.runs import step_folders
 from llm_course.device import pick_precision
 
 SHARDS, CHECKPOINTS, TOKENIZER = Path("data/shards"), Path("artifacts/checkpoints"), Path("artifacts/tokenizer/llm_spm.model")

@@ -16,7 +16,7 @@ from llm_course.gpt import GPT
 from llm_course.kernels import LinearCrossEntropy
 from llm_course.config import load_config
 from llm_course.pipeline import start_run, train
-from llm_course.training import read_log
+from llm_course.runs import read_log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = "cuda"

@@ -35,14 +35,15 @@ from llm_course.preparation import TokenFiles
 from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
 from llm_course.preparation import huggingface_files
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.checkpoint import json_bytes, prune
+from llm_course.checkpoint import json_bytes
+from llm_course.runs import prune
 from llm_course.integrity import load_verified
 from llm_course.config import Config, TrainingConfig, load_config
 from llm_course.device import pick_device
 from llm_course.files import read_json
 from llm_course.pipeline import StageCache
 from llm_course.pipeline import resume_run, start_run, train
-from llm_course.training import read_log
+from llm_course.runs import read_log
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 

@@ -128,7 +128,7 @@ def test_only_what_compiles_loads_the_compiler():
             assert "torch._dynamo" not in sys.modules, module
         from {PACKAGE}.config import TrainingConfig, load_config
         from {PACKAGE}.optim import make_optimizers
-        from {PACKAGE}.training import forward_backward
+        from {PACKAGE}.step import forward_backward
         from {PACKAGE}.gpt import GPT
         from {PACKAGE}.kernels import accelerate
         model, ids = accelerate(GPT(load_config("tiny").model)), torch.zeros(1, 64, dtype=torch.long)

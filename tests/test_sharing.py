@@ -34,7 +34,7 @@ from llm_course.integrity import load_verified
 from llm_course.config import load_config
 from llm_course.files import read_json
 from llm_course.pipeline import train
-from llm_course.training import read_log
+from llm_course.runs import read_log
 
 SHAPE = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=1, seq_len=64)
 

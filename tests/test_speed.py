@@ -22,7 +22,7 @@ from llm_course.device import matrices, shortest
 from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, rehearse
 from llm_course.config import config_names, load_config
 from llm_course.optim import Muon, make_optimizers
-from llm_course.training import forward_backward
+from llm_course.step import forward_backward
 
 ODD = ModelConfig(n_layers=3, d_model=40, n_heads=6, n_kv_heads=2, d_ff=56, vocab_size=99, seq_len=24, head_dim=10)
 sys.path.insert(0, str(ROOT / "benchmarks"))

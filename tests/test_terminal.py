@@ -16,7 +16,7 @@ from llm_course.cli import show_finding, show_story
 from llm_course.terminal import LineBreaker, copyable, fitted, format_table, width
 from llm_course.files import quantity, duration
 from llm_course.tales import tales
-from llm_course.training import read_log
+from llm_course.runs import read_log
 
 
 class Screen(io.StringIO):

@@ -22,8 +22,15 @@ from conftest import PATIENCE
 from safetensors.torch import load_file
 
 from llm_course import checkpoint, pipeline, resilience, training
-from llm_course.checkpoint import (CHECKPOINT_FILES, find_checkpoint, json_bytes, newest_checkpoint, point_latest, prune,
-                                   step_folders, torch_bytes, trainer_state)
+from llm_course.checkpoint import json_bytes, torch_bytes, trainer_state
+from llm_course.runs import (
+    CHECKPOINT_FILES,
+    find_checkpoint,
+    newest_checkpoint,
+    point_latest,
+    prune,
+    step_folders,
+)
 from llm_course.config import load_config
 from llm_course.kernels import is_compiled
 from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
@@ -37,7 +44,8 @@ from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_mic
 from llm_course.shards import TokenDataset, with_checksum, write_shards
 from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.training import Callback, Trainer, TrainState, fit, read_log
+from llm_course.runs import read_log
+from llm_course.training import Callback, fit, Trainer, TrainState
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,8 @@ from llm_course.shards import write_shards
 from llm_course.generation import PlainEngine, generate
 from llm_course.preparation import huggingface_files
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.checkpoint import load_checkpoint, model_files, step_folders
+from llm_course.checkpoint import load_checkpoint, model_files
+from llm_course.runs import step_folders
 from llm_course.config import Config, load_config
 from llm_course.pipeline import train
 

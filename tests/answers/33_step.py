@@ -1,4 +1,4 @@
-"""Answers to the exercise of 34_training, for tests/test_exercises.py: right ones, and wrong ones that people give."""
+"""Answers to the exercise of 33_step, for tests/test_exercises.py: right ones, and wrong ones that people give."""
 
 # %% right
 def whole_gradient(parts):
