@@ -16,7 +16,7 @@ ROWS = {  # what is left out: the settings that leave it out
     "nothing": {},
     "Muon (AdamW for all)": {"muon_lr_scale": 0.0},
     "mimetic_init": {"mimetic_init": 0.0},
-    "Muon and copying": {"muon_lr_scale": 0.0, "mimetic_init": 0.0},
+    "Muon and mimetic_init": {"muon_lr_scale": 0.0, "mimetic_init": 0.0},
     "sequences that begin with a tale": {"document_aligned": False},
     "sequences that end with a tale": {"filled": True},
     "the table's own rate": {"embedding_lr_scale": 1.0},
@@ -28,24 +28,27 @@ def trained(steps: int, seed: int, threads: int, shards: Path, settings: dict[st
     """The demo's model after so many steps here, in this process, with other settings; and the log of its training."""
     import torch
 
-    from llm_course import training
+    from llm_course.checkpoint import load_checkpoint
+    from llm_course.config import load_config
+    from llm_course.pipeline import train
+    from llm_course.runs import read_log
 
     torch.set_num_threads(threads)
-    config = training.load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
+    config = load_config("demo", {"max_minutes": 0.0, "max_steps": steps, "seed": seed, "sample_every": 0, "save_every": 0,
                                            "eval_every": 0, **settings})
     with tempfile.TemporaryDirectory() as out:
-        training.train(config, shards, out, device="cpu", progress=False, say=lambda text: None)
-        return training.load_checkpoint(out, "cpu"), training.read_log(out)
+        train(config, shards, out, device="cpu", progress=False, log=lambda text: None)
+        return load_checkpoint(out), read_log(out)
 
 
 def run_row(row: str, steps: int, seed: int, threads: int, shards: Path, val: Path) -> dict:
     """Train one row here, in this process: bits above the entropy for each tale, and tokens per second."""
-    from llm_course import evaluation, training
+    from llm_course import evaluation, pipeline
     from llm_course.corpus import Corpus
 
     settings = dict(ROWS[row])
-    if not settings.pop("keep_memory", True): training.keep_memory = lambda: None
-    if settings.pop("filled", False): training.TokenDataset = filled_shards()
+    if not settings.pop("keep_memory", True): pipeline.keep_memory = lambda: None
+    if settings.pop("filled", False): pipeline.TokenDataset = filled_shards()
     checkpoint, log = trained(steps, seed, threads, shards, {"log_every": 5, **settings})
     speeds = [entry["tokens_per_second"] for entry in log if "tokens_per_second" in entry]
     tales = list(Corpus(val, "line"))[:100]

@@ -21,7 +21,7 @@ import pytest
 from conftest import PATIENCE, ROOT
 
 CONFIGS = sorted((ROOT / "llm_course" / "configs").glob("*.json"))
-TOP = set("""settings.ini setup.py pyproject.toml requirements.txt Makefile LICENSE README.md CONTRIBUTING.md .gitignore .gitattributes .ci .github
+TOP = set("""settings.ini setup.py pyproject.toml requirements.txt Makefile LICENSE README.md CHANGELOG.md CONTRIBUTING.md .gitignore .gitattributes .ci .github
              nbs llm_course tests data artifacts docs benchmarks""".split())
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 

@@ -29,7 +29,8 @@ from llm_course.shards import write_shards
 from llm_course.generation import PlainEngine, generate
 from llm_course.preparation import huggingface_files
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.checkpoint import load_checkpoint, model_files
+from llm_course.checkpoint import model_files
+from llm_course.integrity import load_verified
 from llm_course.runs import step_folders
 from llm_course.config import Config, load_config
 from llm_course.pipeline import train
@@ -89,7 +90,7 @@ def test_transformers_opens_every_checkpoint(runs, name):
     folders = [*step_folders(runs[name]), runs[name] / "latest"]
     assert len(folders) == 4
     for folder in folders:
-        ours = load_checkpoint(folder).model
+        ours = load_verified(folder).model
         assert largest_difference(ours, opened(folder, attn_implementation="sdpa")) == 0
         assert largest_difference(ours, opened(folder, attn_implementation="eager")) <= 1e-5
 
@@ -97,7 +98,7 @@ def test_transformers_opens_every_checkpoint(runs, name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_in_bf16(runs, name):
     "Bit for bit in bf16 too, if transformers loads them so; a later `.to(bfloat16)` rounds the angles' frequencies too."
-    ours = load_checkpoint(runs[name]).model.to(torch.bfloat16)
+    ours = load_verified(runs[name]).model.to(torch.bfloat16)
     assert largest_difference(ours, opened(runs[name] / "latest", dtype=torch.bfloat16)) == 0
     theirs = opened(runs[name] / "latest").to(torch.bfloat16)
     assert theirs.model.rotary_emb.inv_freq.dtype == torch.bfloat16 and largest_difference(ours, theirs) > 0
@@ -127,7 +128,7 @@ def saved(folder: Path, model: GPT, tokenizer: Tokenizer, dtype: torch.dtype = t
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_both_write_the_same_tokens(runs, name, dtype, tmp_path):
     "Fifty greedy ones, with either's cache and without."
-    checkpoint = load_checkpoint(runs[name])
+    checkpoint = load_verified(runs[name])
     ours = loud(checkpoint.config.model).to(dtype)
     theirs = opened(saved(tmp_path, ours, checkpoint.tokenizer, dtype), dtype=dtype)
     tokens = set()
@@ -339,7 +340,7 @@ def loss_by_transformers(model: "transformers.PreTrainedModel", tokenizer: Token
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_model_of_transformers_is_read(sources, tokenizer, name):
     "Of any precision, in one file or several: the same logits, texts and loss. Its tokenizer is given, or lies in its folder."
-    ours, theirs = load_checkpoint(sources[name], tokenizer=tokenizer), opened(sources[name], dtype=torch.float32)
+    ours, theirs = load_verified(sources[name], tokenizer=tokenizer), opened(sources[name], dtype=torch.float32)
     assert ours.tokenizer is tokenizer and largest_difference(ours.model, theirs) == 0
     prompt = [tokenizer.eos_id, *tokenizer.encode("Once")]
     written = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=600, pad_token_id=0)
@@ -355,9 +356,9 @@ def test_their_tokenizer_may_lie_in_the_folder(sources, tokenizer, tmp_path):
     "As SentencePiece's file, beside what transformers saves of the tokenizer; a folder without one asks for it."
     folder = shutil.copytree(next(iter(sources.values())), tmp_path / "theirs")
     with pytest.raises(UserError, match="has no tokenizer.model.*--tok"):
-        load_checkpoint(folder)
+        load_verified(folder)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
-    assert load_checkpoint(folder).tokenizer.sha256 == tokenizer.sha256
+    assert load_verified(folder).tokenizer.sha256 == tokenizer.sha256
 
 
 @pytest.mark.parametrize("name", ["fp32, tied, whole", "bf16, untied, sharded"])
@@ -365,7 +366,7 @@ def test_training_begins_with_a_model_of_transformers(sources, trained, tokenize
     "With its very weights; and transformers opens what comes of it."
     config = tiny(HEADS["multi-head"], max_steps=2)
     result = train(config, trained / "data" / "shards", tmp_path, init_from=sources[name], device="cpu", progress=False, **QUIET)
-    begun, ended = (load_checkpoint(path, tokenizer=tokenizer) for path in (sources[name], result.checkpoint))
+    begun, ended = (load_verified(path, tokenizer=tokenizer) for path in (sources[name], result.checkpoint))
     assert ended.step == 2 and largest_difference(ended.model, opened(result.checkpoint)) == 0
     moved = max((a - b).abs().max().item() for a, b in zip(begun.model.parameters(), ended.model.parameters(), strict=True))
     assert 0 < moved < 0.01
@@ -377,9 +378,9 @@ def test_training_begins_with_a_model_of_transformers(sources, trained, tokenize
 @pytest.mark.parametrize("shard", ["5GB", "40KB"])
 def test_there_and_back(runs, name, shard, tmp_path):
     "Ours, saved by transformers, is ours again: every weight and every logit, bit for bit."
-    ours = load_checkpoint(runs[name])
+    ours = load_verified(runs[name])
     opened(runs[name] / "latest").save_pretrained(tmp_path, max_shard_size=shard)
-    back = load_checkpoint(tmp_path, tokenizer=ours.tokenizer)
+    back = load_verified(tmp_path, tokenizer=ours.tokenizer)
     assert back.config.model == ours.config.model
     assert all(torch.equal(a, b) for a, b in zip(ours.model.state_dict().values(), back.model.state_dict().values(), strict=True))
     assert largest_difference(ours.model, opened(tmp_path)) == largest_difference(back.model, opened(runs[name] / "latest")) == 0
@@ -428,7 +429,7 @@ def script(code: str, *args: Path, front: tuple[Path, ...] = ()) -> str:
 @pytest.mark.parametrize("theta", THETAS.values(), ids=THETAS)
 def test_what_version_5_saves_again_version_4_misreads(runs, theta, tmp_path):
     "It knows neither the tokenizer's class nor another rope_theta than 10,000. We read it; and ours both versions read."
-    checkpoint = load_checkpoint(next(iter(runs.values())))
+    checkpoint = load_verified(next(iter(runs.values())))
     model = loud(replace(checkpoint.config.model, rope_theta=theta))
     ours, again, logits = saved(tmp_path / "ours", model, checkpoint.tokenizer), tmp_path / "again", tmp_path / "logits.pt"
     script(SAVING, ours, again)
@@ -438,7 +439,7 @@ def test_what_version_5_saves_again_version_4_misreads(runs, theta, tmp_path):
     assert "TokenizersBackend does not exist" in tokens[1]
     with torch.no_grad():
         wanted = model(torch.arange(60)[None])
-        assert torch.equal(load_checkpoint(again, tokenizer=checkpoint.tokenizer).model(torch.arange(60)[None]), wanted)
+        assert torch.equal(load_verified(again, tokenizer=checkpoint.tokenizer).model(torch.arange(60)[None]), wanted)
     right, wrong = ((found - wanted).abs().max().item() for found in torch.load(logits, weights_only=True))
     assert right == 0 and (wrong == 0) is (theta == 10_000.0)
 
@@ -487,10 +488,10 @@ def test_what_does_not_fit_is_refused(sources, tokenizer, tmp_path, what):
     "In one sentence, rather than computed wrong."
     spoil, words = REFUSED[what]
     folder = shutil.copytree(sources["fp32, tied, whole"], tmp_path / "theirs")
-    load_checkpoint(folder, tokenizer=tokenizer)
+    load_verified(folder, tokenizer=tokenizer)
     spoil(folder)
     with pytest.raises(UserError, match=words) as error:
-        load_checkpoint(folder, tokenizer=tokenizer)
+        load_verified(folder, tokenizer=tokenizer)
     assert "\n" not in str(error.value) and str(error.value).endswith((".", "?"))
 
 
@@ -498,7 +499,7 @@ def test_a_llama_is_refused(tokenizer, tmp_path):
     "Which has nearly the same weights, and other arithmetic."
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**THEIRS)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="model_type is 'llama'"):
-        load_checkpoint(tmp_path, tokenizer=tokenizer)
+        load_verified(tmp_path, tokenizer=tokenizer)
 
 
 # The commands
