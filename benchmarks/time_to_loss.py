@@ -235,7 +235,12 @@ def ours(folder: Path, seed: int, steps: int, settings: dict) -> Trainer:
     if settings.get("plain") == "attention":
         for block in run.model.model.layers: block.self_attn.attend = causal_attention
     if settings.get("plain") == "loss": run.model.loss = cross_entropy
-    return Trainer(run.step, run.model, start.tokenizer.encode, config.model.seq_len, tokens)
+
+    def step() -> float:
+        run.step()
+        return run.loss
+
+    return Trainer(step, run.model, start.tokenizer.encode, config.model.seq_len, tokens)
 
 
 def nats_per_character(trainer: Trainer, before: str, text: str) -> float:

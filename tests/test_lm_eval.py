@@ -203,7 +203,7 @@ def test_the_command_of_the_page_finds_our_figures(ours, text, tmp_path, found):
 
 def test_the_command_of_the_notebook_reads_the_tales_of_its_table(tmp_path):
     "The model of the notebooks, and as many tales from the same place as the table there is about."
-    cells = json.loads((ROOT / "nbs" / "07_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((ROOT / "nbs" / "41_evaluation.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells)
     (flags,) = commands(text)
     given = dict(zip(flags[::2], flags[1::2]))
