@@ -639,7 +639,7 @@ def refuse_shape(typed: dict[str, str], init_from: str) -> None:
 def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool,
           verify: bool) -> None:
     """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4."""
-    from llm_course.pipeline import sample_text
+    from llm_course.demo import sample_text
     from llm_course.config import load_config
     from llm_course.pipeline import train as run
     typed = typed_fields(ctx)
@@ -944,7 +944,7 @@ def plan(ctx: click.Context, config: str, batch: int | None, device: str, device
 # %% ../nbs/99_cli.ipynb #794468d5
 def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
-    from llm_course.pipeline import draw_losses
+    from llm_course.demo import draw_losses
     from llm_course.corpus import Corpus
     from llm_course.evaluation import evaluate
     from llm_course.shards import Manifest
@@ -970,7 +970,7 @@ def show_story(story: str) -> None:
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
     from llm_course.grading import grade
-    from llm_course.pipeline import STORIES, own_stories
+    from llm_course.demo import STORIES, own_stories
     stories = own_stories(checkpoint)
     for story in stories[:3]:
         show_story(story)
@@ -986,12 +986,12 @@ def show_stories(checkpoint: object) -> None:
 @click.pass_context
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
-    from llm_course.pipeline import CAREFUL, more_time, sample_text
+    from llm_course.demo import CAREFUL, more_time, sample_text
     from llm_course.files import check_ours
     from llm_course.integrity import load_verified, verify_checkpoint
     from llm_course.config import load_config
     from llm_course.device import pick_device
-    from llm_course.pipeline import train_on_tales
+    from llm_course.demo import train_on_tales
     check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, typed_fields(ctx)), typed_command(ctx)
     again = shlex.join(word for word in shlex.split(typed) if word != "--fresh")

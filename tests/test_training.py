@@ -21,7 +21,7 @@ import torch
 from conftest import PATIENCE
 from safetensors.torch import load_file
 
-from llm_course import checkpoint, pipeline, resilience, training
+from llm_course import checkpoint, demo, pipeline, resilience, training
 from llm_course.checkpoint import (CHECKPOINT_FILES, find_checkpoint, json_bytes, newest_checkpoint, point_latest, prune,
                                    step_folders, torch_bytes, trainer_state)
 from llm_course.config import load_config
@@ -32,7 +32,8 @@ from llm_course.gpt import GPT
 from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
 from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
 from llm_course.packing import batch_indices
-from llm_course.pipeline import config_changes, resume_run, start_run, time_needed, train, train_on_tales
+from llm_course.demo import time_needed, train_on_tales
+from llm_course.pipeline import config_changes, resume_run, start_run, train
 from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_micro_batch, update_loss_stats
 from llm_course.shards import TokenDataset, with_checksum, write_shards
 from llm_course.tales import sample_tales
@@ -733,7 +734,7 @@ def let_a_step_take(seconds: Callable[[int], float], monkeypatch) -> None:
         return real(*args, **options)
 
     monkeypatch.setattr(training, "train_step", step)
-    for module in (training, resilience, pipeline):
+    for module in (training, resilience, pipeline, demo):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
 
