@@ -225,7 +225,9 @@ STATES = {  # how the shards are made: what eval measures without --input, and t
 @pytest.mark.parametrize("state", STATES)
 def test_what_is_measured_is_what_training_validated_on(place, state):
     "Also where old tales lie in data/raw; the next command names a text that is there, or does without."
-    from llm_course.cli import next_measurement, usual_measure
+    from llm_course.cli import next_measurement
+    from llm_course.options import SHARDS, VALIDATION
+    from llm_course.preparation import usual_measure
     words, measured, following = STATES[state]
     put(place / "v.txt", "\n".join(LINES[:7]))
     write_tales_corpus(place / "data/raw", n_train=30, n_val=4)
@@ -233,7 +235,7 @@ def test_what_is_measured_is_what_training_validated_on(place, state):
     data = "s" if "s" in words else "data/shards"
     assert out == ["train"] + (["--data", "s"] if data == "s" else [])
     os.chdir(place)
-    assert usual_measure() == measured
+    assert usual_measure(SHARDS, VALIDATION) == measured
     told = next_words(next_measurement("c", data))
     assert told == (["eval", "--ckpt", "c", *following] if following is not None else ["generate", "--ckpt", "c"])
     if following is not None:
