@@ -25,7 +25,7 @@ from llm_course import checkpoint, demo, pipeline, resilience, training
 from llm_course.checkpoint import (CHECKPOINT_FILES, find_checkpoint, json_bytes, newest_checkpoint, point_latest, prune,
                                    step_folders, torch_bytes, trainer_state)
 from llm_course.config import load_config
-from llm_course.kernels import is_compiled
+from llm_course.kernels import accelerate, is_compiled
 from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
 from llm_course.files import UserError, folder_lock
 from llm_course.gpt import GPT
@@ -111,13 +111,26 @@ def told(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0, "micro_batch_size": 3, "document_aligned": True}], ids=str)
 def test_the_plain_loop_learns_what_a_whole_run_learns(fields, shards, tmp_path):
-    """`fit` by itself, with no callback, ends with the weights of `train`, which has all of them: to the bit."""
+    """`fit` by itself, with no callback but one that listens: on the kernels of `train` the same weights to the bit, and on the plain
+    model the same losses but for rounding."""
     config = tiny(shards, max_steps=8, **fields)
-    torch.manual_seed(config.training.seed)
-    model, data = GPT(config.model), TokenDataset(shards, seq_len=config.model.seq_len, document_aligned=config.training.document_aligned)
-    trainer = fit(model, data, config.training)
+    heard = []
+
+    class Listen(Callback):
+        on_log = lambda self, trainer, entry: heard.append(entry)
+
+    def trained(prepare: Callable[[GPT], GPT]) -> tuple[GPT, list[float]]:
+        heard.clear()
+        torch.manual_seed(config.training.seed)
+        model, data = prepare(GPT(config.model)), TokenDataset(shards, seq_len=config.model.seq_len, document_aligned=config.training.document_aligned)
+        assert fit(model, data, config.training, callbacks=[Listen()]).state.step == 8
+        return model, [entry["loss"] for entry in heard if "loss" in entry]
+
     whole = load_file(run_quietly(config, shards, tmp_path).checkpoint / "model.safetensors")
-    assert trainer.state.step == 8 and all(torch.equal(p, whole[name]) for name, p in model.named_parameters())
+    losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
+    (same, its), (plain, nearly) = trained(accelerate), trained(lambda model: model)
+    assert its == losses and len(losses) == 8 and all(torch.equal(p, whole[name]) for name, p in same.named_parameters())
+    assert nearly == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("raises, ends", [(False, ["start", "log", "step", "step", "log", "step", "end"]),
