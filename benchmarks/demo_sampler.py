@@ -12,7 +12,7 @@ import sys
 
 from common import write_results
 
-from llm_course.pipeline import STORIES, own_stories
+from llm_course.demo import STORIES, own_stories
 
 SAMPLER = ("temperature", "min_p", "repetition_penalty")
 ROWS = [  # of these three

@@ -17,7 +17,7 @@ from pathlib import Path
 from common import in_process, read_results, write_results
 from demo_ingredients import prepare, trained
 
-from llm_course.pipeline import STORIES, own_stories
+from llm_course.demo import STORIES, own_stories
 
 STEPS = 2600  # a little less than five minutes allow on two processors with AVX512-BF16
 LOOKUPS = {  # what a tale tells early and needs late: what stands before the words that depend on it, and those words

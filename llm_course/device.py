@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['STOPPING', 'pick_device', 'pick_precision', 'memory_of', 'keep_memory', 'World', 'launched', 'meeting_place',
            'signals_end', 'joined_world', 'threads', 'physical_memory', 'memory', 'matmul_rate', 'matrices', 'shortest',
-           'product_seconds', 'rate_at_shapes', 'bandwidth', 'processor_name', 'dtype_name']
+           'product_seconds', 'rate_at_shapes', 'bandwidth', 'processor_name', 'dtype_name', 'process_memory_limit',
+           'nvidia_gpus']
 
 # %% ../nbs/32_device.ipynb #31import
 import ctypes
@@ -13,6 +14,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import threading
 import time
 import torch
@@ -323,3 +325,20 @@ def processor_name() -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """bfloat16 for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
+
+# %% ../nbs/32_device.ipynb #32limit2
+def process_memory_limit(name: str) -> float:
+    "A limit that the shell has set (ulimit), by its name in the module resource; infinity without one."
+    if os.name != "posix":
+        return math.inf
+    import resource  # which Windows lacks
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return math.inf if soft == resource.RLIM_INFINITY else soft
+
+
+def nvidia_gpus() -> list[str]:
+    "The GPUs that NVIDIA's driver lists, whatever torch thinks."
+    with suppress(OSError, subprocess.TimeoutExpired):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
+        return re.findall(r"^GPU \d+: (.+?)(?: \(UUID.*)?$", listed.stdout, re.MULTILINE)
+    return []

@@ -5,7 +5,7 @@ __all__ = ['SECONDS', 'RECORD', 'MAX_JSON', 'UserError', 'did_you_mean', 'quanti
            'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
            'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
            'message_stream', 'print_message', 'visible', 'read_json', 'record', 'write_synced', 'write_folder',
-           'folder_lock']
+           'folder_lock', 'shell', 'python', 'literal', 'set_variable']
 
 # %% ../nbs/02_files.ipynb #10import
 import difflib
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -403,3 +404,28 @@ def folder_lock(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+# %% ../nbs/02_files.ipynb #02shell2
+def shell(*words: object) -> str:
+    "Words as one command: for a POSIX shell, or for PowerShell on Windows."
+    if os.name == "posix":
+        return shlex.join(map(str, words))
+    return " ".join(word if re.fullmatch(r"[\w./:\\=-]+", word) else f'"{word}"' for word in map(str, words))
+
+
+def python(*words: object) -> str:
+    "A command for the Python that runs now."
+    found = shutil.which("python")
+    return shell("python" if found and Path(found) == Path(sys.executable) else sys.executable, *words)
+
+
+def literal(path: str | Path) -> str:
+    "A path as Python code, in the quotes that `shell` does not use."
+    return json.dumps(str(path), ensure_ascii=False) if os.name == "posix" else repr(str(path))
+
+
+def set_variable(name: str, value: object) -> str:
+    "The command that sets an environment variable for what follows; None unsets it."
+    if os.name == "posix":
+        return f"unset {name}" if value is None else f"export {name}={value}"
+    return f"$env:{name} = '{'' if value is None else value}'"

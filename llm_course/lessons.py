@@ -143,7 +143,7 @@ def lesson_model(root: str | Path = LESSON) -> Path:
     except (OSError, ValueError, KeyError, TypeError):
         current = False
     if not current:
-        code = "import sys; from llm_course.pipeline import train_on_tales; train_on_tales('lesson', sys.argv[1])"
+        code = "import sys; from llm_course.demo import train_on_tales; train_on_tales('lesson', sys.argv[1])"
         command = [sys.executable, "-u", "-c", code, str(root)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, newline="", bufsize=1) as run:
             while letters := run.stdout.read(1):  # letter by letter: a progress bar ends no line

@@ -3,18 +3,13 @@
 # %% auto #0
 __all__ = ['plain_attention', 'plain_norm', 'plain_rope', 'plain_loss', 'plain_weights', 'small_model', 'CodePath',
            'loss_and_gradient', 'loss_with_cache', 'attention_error', 'gradient_error', 'cpu_code_paths',
-           'device_code_paths', 'shell', 'python', 'literal', 'set_variable', 'requirements', 'torch_wanted']
+           'device_code_paths', 'requirements', 'torch_wanted']
 
 # %% ../nbs/90_numerics.ipynb #90import
 import importlib.metadata
-import json
 import math
 import numpy as np
-import os
 import re
-import shlex
-import shutil
-import sys
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterator
@@ -30,6 +25,7 @@ from .config import ModelConfig
 from .attention import causal_attention
 from .device import threads
 from .preparation import usable_processors
+from .files import python, set_variable
 
 # %% ../nbs/90_numerics.ipynb #d0455cac
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -54,7 +50,7 @@ def plain_rope(x: np.ndarray, theta: float) -> np.ndarray:
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
-
+# %% ../nbs/90_numerics.ipynb #d0455cs1
 def plain_loss(weights: dict[str, np.ndarray], config: ModelConfig, ids: np.ndarray) -> float:
     "The mean loss, in nats, of a model with tied tables on ids (B, T+1), computed in NumPy from its weights by name."
     def norm(x: np.ndarray, name: str) -> np.ndarray:
@@ -173,31 +169,6 @@ def device_code_paths(device: torch.device) -> Iterator[CodePath]:
     yield CodePath(f"bf16 on {device}", abs(loss_and_gradient(model, ids, bf16=True)[0] - truth), 0.02, whole)
 
 # %% ../nbs/90_numerics.ipynb #d0631d59
-def shell(*words: object) -> str:
-    "Words as one command: for a POSIX shell, or for PowerShell on Windows."
-    if os.name == "posix":
-        return shlex.join(map(str, words))
-    return " ".join(word if re.fullmatch(r"[\w./:\\=-]+", word) else f'"{word}"' for word in map(str, words))
-
-
-def python(*words: object) -> str:
-    "A command for the Python that runs now."
-    found = shutil.which("python")
-    return shell("python" if found and Path(found) == Path(sys.executable) else sys.executable, *words)
-
-
-def literal(path: str | Path) -> str:
-    "A path as Python code, in the quotes that `shell` does not use."
-    return json.dumps(str(path), ensure_ascii=False) if os.name == "posix" else repr(str(path))
-
-
-def set_variable(name: str, value: object) -> str:
-    "The command that sets an environment variable for what follows; None unsets it."
-    if os.name == "posix":
-        return f"unset {name}" if value is None else f"export {name}={value}"
-    return f"$env:{name} = '{'' if value is None else value}'"
-
-
 def requirements() -> Iterator[tuple[str, str, str]]:
     'Each package that settings.ini asks for: name, range, and the extra that wants it; "" for what is always needed.'
     ini = Path(str(files("llm_course"))).parent / "settings.ini"
@@ -216,4 +187,3 @@ def requirements() -> Iterator[tuple[str, str, str]]:
 def torch_wanted() -> str:
     "torch in its range, as pip takes it."
     return next(name + bounds for name, bounds, _ in requirements() if name == "torch")
-

@@ -137,7 +137,7 @@ def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_
     """What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed.
 
     It has lines that fit the terminal, broken between words."""
-    from llm_course.pipeline import visible
+    from llm_course.files import visible
     from llm_course.terminal import width
     seed = long_seed(trained)
     chat = terminal("--max_new_tokens", 10**6, "--temperature", 1, "--seed", seed)

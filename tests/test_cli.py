@@ -12,7 +12,7 @@ import pytest
 from conftest import course, fine, process, snapshot
 
 from llm_course.config import ModelConfig, TrainingConfig
-from llm_course.pipeline import ENOUGH
+from llm_course.demo import ENOUGH
 
 STAGES = ["corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo"]
 

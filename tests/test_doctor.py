@@ -24,7 +24,7 @@ from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check
 from llm_course.numerics import device_code_paths
 from llm_course.shards import Manifest
 from llm_course.runs import step_folders
-from llm_course.device import pick_precision
+from llm_course.device import memory, physical_memory, pick_precision
 
 SHARDS, CHECKPOINTS, TOKENIZER = Path("data/shards"), Path("artifacts/checkpoints"), Path("artifacts/tokenizer/llm_spm.model")
 NEWEST, BEFORE = CHECKPOINTS / "step-000008", CHECKPOINTS / "step-000004"
@@ -331,19 +331,19 @@ def test_a_containers_limits_are_read(own, files, processors, total, tmp_path, m
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
-    everything, real = doctor.physical_memory()[0], preparation.cgroups
+    everything, real = physical_memory()[0], preparation.cgroups
     monkeypatch.setattr(preparation, "cgroups", lambda: real(tmp_path / "own", tmp_path))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert usable_processors() == (processors or 64)
-    assert doctor.memory()[0] == (total or everything)
+    assert memory()[0] == (total or everything)
 
 
 @posix
 def test_little_memory_is_found():
     "`ulimit -v` below what the machine has: said, and lifted by the command."
     few = "ulimit -S -v 8000000"
-    if doctor.memory()[0] < 9e9:
+    if memory()[0] < 9e9:
         pytest.skip("this machine has no more than the limit of the test")
     [finding] = wrong(elsewhere("check_memory", few))
     assert not [found for found in wrong(elsewhere("check_memory", f"{few}; {finding.command}")) if found.command == finding.command]

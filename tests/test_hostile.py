@@ -41,7 +41,7 @@ from llm_course.integrity import load_verified
 from llm_course.config import Config, TrainingConfig, load_config
 from llm_course.device import pick_device
 from llm_course.files import read_json
-from llm_course.pipeline import StageCache
+from llm_course.demo import StageCache
 from llm_course.pipeline import resume_run, start_run, train
 from llm_course.runs import read_log
 

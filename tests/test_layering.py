@@ -16,7 +16,7 @@ from conftest import PATIENCE, ROOT
 
 PACKAGE = "llm_course"
 GENERATED = {"__init__", "__main__", "_modidx"}
-LATE_TORCH = ("corpus", "tokenizer", "packing", "cli")  # `llm-course --help` answers before torch would be loaded
+LATE_TORCH = ("corpus", "tokenizer", "packing", "preparation", "options", "text_commands", "cli")  # `llm-course --help` answers before torch would be loaded
 INSTALLED_WITH = {"ipywidgets": ["IPython"], "matplotlib": ["PIL"]}  # what a requirement always brings, under its import name
 
 

@@ -21,7 +21,7 @@ from llm_course.files import MessageStream, message_stream, print_message
 from llm_course.runs import newest_checkpoint
 from llm_course.integrity import load_verified
 from llm_course.config import load_config
-from llm_course.pipeline import train_on_tales
+from llm_course.demo import train_on_tales
 from llm_course.pipeline import train
 from llm_course.runs import read_log
 
@@ -198,7 +198,7 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A folder in which `demo` has run, and nothing else; the text for `eval` lies where that looks."
     folder = tmp_path_factory.mktemp("demonstrated")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llm_course.pipeline.STORIES", 3)  # fewer are sooner judged
+        patched.setattr("llm_course.demo.STORIES", 3)  # fewer are sooner judged
         fine(course(*DEMO, cwd=folder))
     (folder / "data/raw").mkdir(parents=True)
     shutil.copy(folder / "artifacts/demo/val.txt", folder / "data/raw/val.txt")
@@ -208,14 +208,14 @@ def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("state", [pytest.param(state, marks=[pytest.mark.slow] * (state == SLOW)) for state in STATES])
 def test_every_command_that_is_named_works(state, trained, demonstrated, tmp_path, monkeypatch):
     "From the state in which it is named. (`train` alone would train a large model for days: it takes a step of a small one here.)"
-    import llm_course.pipeline as pipeline
+    import llm_course.demo as demo
     monkeypatch.setattr("sys.stdin", open(os.devnull))
-    monkeypatch.setattr(pipeline, "STORIES", 3)
+    monkeypatch.setattr(demo, "STORIES", 3)
     words, sample = STATES[state]
     shutil.copytree(demonstrated if "after the demo" in state else trained, place := tmp_path / "run", symlinks=True)
     with monkeypatch.context() as patched:
         if sample:
-            patched.setattr(pipeline, "sample_text", lambda model, tokenizer: sample(model) and "" or "a sample")
+            patched.setattr(demo, "sample_text", lambda model, tokenizer: sample(model) and "" or "a sample")
         done = course(*words, cwd=place)
     commands = [first or second for first, second in named(done.out + done.err)]
     assert commands, done

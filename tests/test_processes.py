@@ -51,7 +51,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable:
     ("generate --max_new_tokens 2", 0, "Once"), ("demo --root new --config tiny --max_steps 2 --stories 40 --seq_len 16", 0, "next: ")])
 def test_the_environment_of_a_cluster_is_for_train_alone(line, code, told, cluster, trained, tmp_path, monkeypatch):
     """Every other subcommand works, and speaks, whatever number its process has there."""
-    monkeypatch.setattr("llm_course.pipeline.STORIES", 3)   # of the demo's model, to be judged
+    monkeypatch.setattr("llm_course.demo.STORIES", 3)   # of the demo's model, to be judged
     shutil.copytree(trained, tmp_path / "run", symlinks=True)
     (tmp_path / "run/short.txt").write_text("Once upon a time.\n")
     cluster(**CLUSTER)

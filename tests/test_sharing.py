@@ -18,7 +18,7 @@ import sentencepiece as spm
 import torch
 
 from conftest import PATIENCE, ROOT, course, fine, snapshot
-from llm_course.pipeline import draw_losses
+from llm_course.demo import draw_losses
 from llm_course.corpus import Corpus
 from llm_course.files import RECORD, UserError, is_ours, write_ours
 from llm_course.evaluation import evaluate

@@ -21,7 +21,7 @@ import torch
 from conftest import PATIENCE
 from safetensors.torch import load_file
 
-from llm_course import checkpoint, pipeline, resilience, training
+from llm_course import checkpoint, demo, pipeline, resilience, training
 from llm_course.checkpoint import json_bytes, torch_bytes, trainer_state
 from llm_course.runs import (
     CHECKPOINT_FILES,
@@ -32,14 +32,15 @@ from llm_course.runs import (
     step_folders,
 )
 from llm_course.config import load_config
-from llm_course.kernels import is_compiled
+from llm_course.kernels import accelerate, is_compiled
 from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
 from llm_course.files import UserError, folder_lock
 from llm_course.gpt import GPT
 from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
 from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
 from llm_course.packing import batch_indices
-from llm_course.pipeline import config_changes, resume_run, start_run, time_needed, train, train_on_tales
+from llm_course.demo import time_needed, train_on_tales
+from llm_course.pipeline import config_changes, resume_run, start_run, train
 from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_micro_batch, update_loss_stats
 from llm_course.shards import TokenDataset, with_checksum, write_shards
 from llm_course.tales import sample_tales
@@ -118,13 +119,26 @@ def told(path: Path) -> list[dict]:
 
 @pytest.mark.parametrize("fields", [{}, {"muon_lr_scale": 7.0, "micro_batch_size": 3, "document_aligned": True}], ids=str)
 def test_the_plain_loop_learns_what_a_whole_run_learns(fields, shards, tmp_path):
-    """`fit` by itself, with no callback, ends with the weights of `train`, which has all of them: to the bit."""
+    """`fit` by itself, with no callback but one that listens: on the kernels of `train` the same weights to the bit, and on the plain
+    model the same losses but for rounding."""
     config = tiny(shards, max_steps=8, **fields)
-    torch.manual_seed(config.training.seed)
-    model, data = GPT(config.model), TokenDataset(shards, seq_len=config.model.seq_len, document_aligned=config.training.document_aligned)
-    trainer = fit(model, data, config.training)
+    heard = []
+
+    class Listen(Callback):
+        on_log = lambda self, trainer, entry: heard.append(entry)
+
+    def trained(prepare: Callable[[GPT], GPT]) -> tuple[GPT, list[float]]:
+        heard.clear()
+        torch.manual_seed(config.training.seed)
+        model, data = prepare(GPT(config.model)), TokenDataset(shards, seq_len=config.model.seq_len, document_aligned=config.training.document_aligned)
+        assert fit(model, data, config.training, callbacks=[Listen()]).state.step == 8
+        return model, [entry["loss"] for entry in heard if "loss" in entry]
+
     whole = load_file(run_quietly(config, shards, tmp_path).checkpoint / "model.safetensors")
-    assert trainer.state.step == 8 and all(torch.equal(p, whole[name]) for name, p in model.named_parameters())
+    losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
+    (same, its), (plain, nearly) = trained(accelerate), trained(lambda model: model)
+    assert its == losses and len(losses) == 8 and all(torch.equal(p, whole[name]) for name, p in same.named_parameters())
+    assert nearly == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("raises, ends", [(False, ["start", "log", "step", "step", "log", "step", "end"]),
@@ -741,7 +755,7 @@ def let_a_step_take(seconds: Callable[[int], float], monkeypatch) -> None:
         return real(*args, **options)
 
     monkeypatch.setattr(training, "train_step", step)
-    for module in (training, resilience, pipeline):
+    for module in (training, resilience, pipeline, demo):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
 

@@ -225,7 +225,9 @@ STATES = {  # how the shards are made: what eval measures without --input, and t
 @pytest.mark.parametrize("state", STATES)
 def test_what_is_measured_is_what_training_validated_on(place, state):
     "Also where old tales lie in data/raw; the next command names a text that is there, or does without."
-    from llm_course.cli import next_measurement, usual_measure
+    from llm_course.cli import next_measurement
+    from llm_course.options import SHARDS, VALIDATION
+    from llm_course.preparation import usual_measure
     words, measured, following = STATES[state]
     put(place / "v.txt", "\n".join(LINES[:7]))
     write_tales_corpus(place / "data/raw", n_train=30, n_val=4)
@@ -233,7 +235,7 @@ def test_what_is_measured_is_what_training_validated_on(place, state):
     data = "s" if "s" in words else "data/shards"
     assert out == ["train"] + (["--data", "s"] if data == "s" else [])
     os.chdir(place)
-    assert usual_measure() == measured
+    assert usual_measure(SHARDS, VALIDATION) == measured
     told = next_words(next_measurement("c", data))
     assert told == (["eval", "--ckpt", "c", *following] if following is not None else ["generate", "--ckpt", "c"])
     if following is not None:
@@ -381,11 +383,13 @@ def test_an_empty_path_is_refused(tmp_path, stage, flag):
 
 def test_every_path_is_known_as_one():
     "Whatever else takes a word is no path: a text, a number, a choice, a name."
-    from llm_course.cli import PATH, TEXT, main
+    from llm_course.cli import main
+    from llm_course.options import PATH, TEXT, ConfigOption
     options = {(stage, option.opts[0].removeprefix("--")): option for stage, command in main.commands.items()
                for option in command.params}
     paths = {words for words, option in options.items() if option.type is PATH}
-    others = {flag for (_, flag), option in options.items() if option.type.name == "text" and option.type is not TEXT}
+    others = {flag for (_, flag), option in options.items()
+              if option.type.name == "text" and option.type is not TEXT and not isinstance(option, ConfigOption)}
     assert set(PATHS) <= paths and paths - set(PATHS) == {("chat", "tok")} and others == {"device"}
 
 
