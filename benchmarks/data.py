@@ -207,12 +207,12 @@ def batches(name: str, folder: Path) -> dict:
     import numpy as np
     import torch
 
+    from llm_course.config import load_config
+    from llm_course.device import pick_precision
     from llm_course.gpt import GPT
     from llm_course.packing import get_batch
     from llm_course.shards import TokenDataset, Tokenized, write_shards
     from llm_course.tokenizer import Tokenizer
-    from llm_course.config import load_config
-    from llm_course.device import pick_precision
 
     config = load_config(name)
     precision, _ = pick_precision("auto", torch.device("cpu"))
@@ -222,9 +222,9 @@ def batches(name: str, folder: Path) -> dict:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         write_shards([Tokenized("", ids)] * 2, tokenizer, f"{out}/shards", val_documents=[], seq_len=config.model.seq_len)
         shards = TokenDataset(f"{out}/shards")
-        reading = middle(timed(lambda step=step: get_batch(shards, step, size, 0)) for step in range(50))
+        reading = middle(timed(lambda data=shards, step=step: get_batch(data, step, size, 0)) for step in range(50))
         x, y = (torch.from_numpy(part % 1000) for part in get_batch(shards, 0, size, 0))
-        del shards
+        shards = None  # let go of the files
     model = GPT(config.model)
 
     def step() -> None:

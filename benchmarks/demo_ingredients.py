@@ -73,10 +73,10 @@ def filled_shards() -> type:
 
 def prepare(root: Path, stories: int = 10_000) -> None:
     """Tales, tokenizer and shards of the demo, once for all rows."""
+    from llm_course.config import load_config
     from llm_course.corpus import Corpus, write_tales_corpus
     from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.config import load_config
 
     model = load_config("demo").model
     corpus, val = write_tales_corpus(root, stories, 500)

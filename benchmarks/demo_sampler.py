@@ -30,8 +30,8 @@ def found(stories: list[str]) -> dict[str, float]:
 
 def measure(checkpoints: list[str]) -> list[dict]:
     """Every sampler with every checkpoint, and the tales."""
-    from llm_course.tales import sample_tales
     from llm_course.checkpoint import load_checkpoint
+    from llm_course.tales import sample_tales
 
     loaded = [load_checkpoint(path, "cpu") for path in checkpoints]
     results = []

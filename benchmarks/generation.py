@@ -47,8 +47,8 @@ def random_model(config: str):
     """A model of ours; its weights are random, and always the same."""
     import torch
 
-    from llm_course.gpt import GPT
     from llm_course.config import load_config
+    from llm_course.gpt import GPT
 
     torch.manual_seed(0)
     return GPT(load_config(config).model)

@@ -43,9 +43,9 @@ def modules(size: int) -> list[str]:
 
 def prepare(folder: Path) -> None:
     """Tokenizer and shards."""
+    from llm_course.config import load_config
     from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.config import load_config
 
     texts = modules(SIZE)
     val, train = texts[::100], [text for number, text in enumerate(texts) if number % 100]

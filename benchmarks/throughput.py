@@ -65,8 +65,8 @@ def theirs(kind: str, batch: int, length: int, vocab: int, layers: int, width: i
     import torch
     import transformers
 
-    from llm_course.kernels import compile_anywhere
     from llm_course.device import pick_device
+    from llm_course.kernels import compile_anywhere
 
     if kind == "llama":
         config = transformers.LlamaConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -154,7 +154,8 @@ def sheet_peak() -> dict[str, float]:
     from llm_course.planner import DEVICES
 
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return {"sheet": found.rates[torch.bfloat16] for key, found in DEVICES.items() if key.upper() in name.replace(" ", "-").split("-")}
+    known = [found for key, found in DEVICES.items() if key.upper() in name.replace(" ", "-").split("-")]
+    return {"sheet": known[0].rates[torch.bfloat16]} if known else {}
 
 
 def flops_per_token(shape: str) -> int:

@@ -183,9 +183,9 @@ def theirs(text: str, seed: int, recipe: Recipe) -> Trainer:
     """The reference, perhaps with a part of `speedrun`: characters as nanoGPT numbers them, batches drawn as it draws them."""
     import torch
 
+    from llm_course.config import load_config
     from llm_course.gpt import GPT
     from llm_course.kernels import accelerate
-    from llm_course.config import load_config
     from llm_course.optim import learning_rate, set_learning_rate
 
     torch.manual_seed(seed)
@@ -308,9 +308,9 @@ def run_row(args: argparse.Namespace) -> dict:
 
 def prepare(root: Path, text: str) -> None:
     """The text, and its tokenizer and shards, once for all rows: with characters as tokens, and with pieces."""
+    from llm_course.config import load_config
     from llm_course.shards import write_shards
     from llm_course.tokenizer import train_tokenizer
-    from llm_course.config import load_config
 
     (root / "text.txt").write_text(text, encoding="utf-8", newline="")
     train, val = split(text)

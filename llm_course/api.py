@@ -10,16 +10,16 @@ from pathlib import Path
 from .checkpoint import Checkpoint
 from .config import Config, load_config
 from .corpus import Corpus
+from .decoding import fast_engine
 from .device import pick_device
 from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
-from .decoding import fast_engine
 from .files import UserError
 from .generation import generate_text
 from .integrity import load_verified
-from .preparation import choose_validation, validation_beside
 from .pipeline import Result
 from .pipeline import train as train_run
+from .preparation import choose_validation, validation_beside
 from .shards import TokenDataset, write_shards
 from .tokenizer import Tokenizer
 from .tokenizer import train_tokenizer as learn_tokenizer

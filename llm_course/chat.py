@@ -4,7 +4,6 @@
 __all__ = ['check_prompt', 'Chat', 'on_signal', 'history', 'typed_lines']
 
 # %% ../nbs/98_chat.ipynb #98import
-import click
 import contextlib
 import itertools
 import os
@@ -15,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+
+import click
 
 from .files import visible
 from .terminal import LineBreaker, columns, format_table, speak

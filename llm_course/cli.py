@@ -6,7 +6,6 @@ __all__ = ['EXPORTS', 'LONG', 'describe_config', 'refuse_shape', 'train', 'only_
            'show_finding', 'doctor', 'show_plan', 'plan', 'show_results', 'show_story', 'show_stories', 'demo']
 
 # %% ../nbs/99_cli.ipynb #99import
-import click
 import itertools
 import math
 import shlex
@@ -18,11 +17,40 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+import click
+
 from .config import ModelConfig
 from .files import visible
-from .options import (CHECKPOINTS, DEMO, LATEST, PATH, SHARDS, TEXT, TOKENIZER, VALIDATION, Computing, Configurable, device_option,
-                                main, next_command, reads_text, sentence, typed_command, typed_fields, verify_option, writes_text)
-from .terminal import LineBreaker, columns, first_process, fitted, format_table, show_command, speak
+from llm_course.options import (
+    CHECKPOINTS,
+    DEMO,
+    LATEST,
+    PATH,
+    SHARDS,
+    TEXT,
+    TOKENIZER,
+    VALIDATION,
+    Computing,
+    Configurable,
+    device_option,
+    main,
+    next_command,
+    reads_text,
+    sentence,
+    typed_command,
+    typed_fields,
+    verify_option,
+    writes_text,
+)
+from llm_course.terminal import (
+    LineBreaker,
+    columns,
+    first_process,
+    fitted,
+    format_table,
+    show_command,
+    speak,
+)
 from .text_commands import corpus, open_corpus, prepare, tokenizer
 
 # %% ../nbs/99_cli.ipynb #99stage2
@@ -61,8 +89,8 @@ def refuse_shape(typed: dict[str, str], init_from: str) -> None:
 def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, data: str, out: str, device: str, show: bool,
           verify: bool) -> None:
     """Train a model. Every field of the config is an option too: --max_steps 200 --lr 3e-4 --n_layers 4."""
-    from llm_course.demo import sample_text
     from llm_course.config import load_config
+    from llm_course.demo import sample_text
     from llm_course.pipeline import train as run
     typed = typed_fields(ctx)
     chosen = load_config(config, typed)
@@ -87,9 +115,9 @@ def only_the_demo() -> bool:
 
 def open_checkpoint(ckpt: str, tok: str | None, device: str, verify: bool = True) -> object:
     "The checkpoint at `ckpt` on `device`, ready to use; its tokenizer must be the one at `tok`, if that is given and it has one."
-    from llm_course.tokenizer import Tokenizer
-    from llm_course.integrity import load_verified
     from llm_course.device import pick_device
+    from llm_course.integrity import load_verified
+    from llm_course.tokenizer import Tokenizer
     if ckpt == LATEST and only_the_demo():
         theirs = f"llm-course {click.get_current_context().info_name} --ckpt {DEMO}/checkpoints/latest"
         raise click.UsageError(f"There is no checkpoint at {ckpt}: `{theirs}` takes that of the demo.")
@@ -326,8 +354,8 @@ def show_plan(made: object) -> dict[str, object]:
 @click.pass_context
 def plan(ctx: click.Context, config: str, batch: int | None, device: str, devices: int, tokens: int | None) -> None:
     """Say what a training takes: memory and time. Every field of the config is an option too, as in `train`."""
-    from llm_course.planner import plan as make_plan
     from llm_course.config import load_config
+    from llm_course.planner import plan as make_plan
     made = make_plan(load_config(config, typed_fields(ctx)), batch, device, devices, tokens)
     click.echo(format_table(show_plan(made), columns(sys.stdout)))
     speak(made.advice)
@@ -335,11 +363,11 @@ def plan(ctx: click.Context, config: str, batch: int | None, device: str, device
 # %% ../nbs/99_cli.ipynb #794468d5
 def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
     "Evaluate the demo's model, draw its losses, and print the table."
-    from llm_course.demo import draw_losses
     from llm_course.corpus import Corpus
+    from llm_course.demo import draw_losses
     from llm_course.evaluation import evaluate
-    from llm_course.shards import Manifest
     from llm_course.runs import read_log
+    from llm_course.shards import Manifest
     found = evaluate(checkpoint.model, checkpoint.tokenizer, Corpus(root / "val.txt", "line"),
                      progress=sys.stderr.isatty())
     packed = Manifest.load(root / "shards").splits["train"]
@@ -360,8 +388,8 @@ def show_story(story: str) -> None:
 
 def show_stories(checkpoint: object) -> None:
     "Three of the model's stories, each with the grammar's verdict, and the share of all that are right."
-    from llm_course.grading import grade
     from llm_course.demo import STORIES, own_stories
+    from llm_course.grading import grade
     stories = own_stories(checkpoint)
     for story in stories[:3]:
         show_story(story)
@@ -377,11 +405,11 @@ def show_stories(checkpoint: object) -> None:
 @click.pass_context
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
+    from llm_course.config import load_config
     from llm_course.demo import CAREFUL, more_time, sample_text, train_on_tales
+    from llm_course.device import pick_device
     from llm_course.files import check_ours
     from llm_course.integrity import load_verified, verify_checkpoint
-    from llm_course.config import load_config
-    from llm_course.device import pick_device
     from llm_course.preparation import held_out_stories
     check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, typed_fields(ctx)), typed_command(ctx)

@@ -215,8 +215,8 @@ def make_part(kind: type, where: str, given: object) -> ModelConfig | TrainingCo
     if not isinstance(given, Mapping): raise UserError(f"{where} must be an object with fields.")
     known = get_type_hints(kind)
     refuse_unknown(f"{where}.", given, known)
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in given: raise UserError(f"{where}.{field.name} is missing.")
+    for each in fields(kind):
+        if each.default is MISSING and each.name not in given: raise UserError(f"{where}.{each.name} is missing.")
     return kind(**{name: of_kind(f"{where}.{name}", value, known[name]) for name, value in given.items()})
 
 PARTS = {"model": ModelConfig, "training": TrainingConfig}

@@ -7,20 +7,26 @@ __all__ = ['PRECISIONS', 'product', 'on_intel', 'matvec', 'packed', 'can_pack', 
 # %% ../nbs/62_decoding.ipynb #62import
 import math
 import platform
-import torch
-import torch.nn.functional as F
 from collections.abc import Callable
 from functools import cache, partial
-from jaxtyping import Bool, Float, Int
 from pathlib import Path
-from torch import Tensor
 from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from .attention import KVCache, causal_attention, rope_table
 from .files import UserError
 from .generation import Engine, PlainEngine
 from .gpt import GPT, Block
-from .kernels import chunked_attention, compile_anywhere, is_compiled, use_chunked_attention
+from llm_course.kernels import (
+    chunked_attention,
+    compile_anywhere,
+    is_compiled,
+    use_chunked_attention,
+)
 from .shapes import shape_checked
 
 # %% ../nbs/62_decoding.ipynb #gen00007

@@ -13,7 +13,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from .checkpoint import FORMAT
-from .runs import newest_checkpoint
 from .config import Config, load_config
 from .corpus import Corpus, write_tales_corpus
 from .device import pick_device
@@ -31,6 +30,7 @@ from llm_course.files import (
 )
 from .pipeline import silent, start_run, train
 from .resilience import OutOfMemory, SampleFn, StopOnSignal
+from .runs import newest_checkpoint
 from .shards import Shard, write_shards
 from .tales import sample_tales
 from .tokenizer import Tokenizer, train_tokenizer

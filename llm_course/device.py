@@ -17,16 +17,17 @@ import signal
 import subprocess
 import threading
 import time
-import torch
-import torch.distributed as dist
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from torch import Tensor
 from typing import NamedTuple
 
-from .files import UserError
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
 from .config import ModelConfig
+from .files import UserError
 from .preparation import cgroup_limits
 
 # %% ../nbs/32_device.ipynb #51c72715

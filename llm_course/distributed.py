@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .device import World
-from .step import forward_backward, Parallel
+from .step import Parallel, forward_backward
 from .training import Callback, Trainer
 
 # %% ../nbs/39_distributed.ipynb #37ddp001

@@ -12,7 +12,6 @@ __all__ = ['TINY', 'CHECKS', 'Finding', 'RunPaths', 'check_packages', 'check_pro
 import errno
 import importlib.metadata
 import math
-import numpy as np
 import os
 import platform
 import re
@@ -21,30 +20,47 @@ import shutil
 import subprocess
 import sys
 import time
-import torch
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
-from packaging.specifiers import SpecifierSet
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
+from packaging.specifiers import SpecifierSet
 
-from .files import UserError, duration, folder_lock, literal, python, quantity, read_json, set_variable, shell
-from .preparation import usable_processors
-from .shards import Manifest, TokenDataset, read_index
-from .tokenizer import Tokenizer
 from .config import config_names, load_config
-from .runs import find_checkpoint, newest_checkpoint, step_folders
-from .numerics import cpu_code_paths, device_code_paths, requirements, torch_wanted
 from llm_course.device import (
-    matmul_rate, memory, nvidia_gpus, pick_device, pick_precision, process_memory_limit, processor_name, threads,
+    matmul_rate,
+    memory,
+    nvidia_gpus,
+    pick_device,
+    pick_precision,
+    process_memory_limit,
+    processor_name,
+    threads,
+)
+from llm_course.files import (
+    UserError,
+    duration,
+    folder_lock,
+    literal,
+    python,
+    quantity,
+    read_json,
+    set_variable,
+    shell,
 )
 from .integrity import load_verified, verify_checkpoint
-from .runs import read_log
+from .numerics import cpu_code_paths, device_code_paths, requirements, torch_wanted
+from .preparation import usable_processors
+from .runs import find_checkpoint, newest_checkpoint, read_log, step_folders
+from .shards import Manifest, TokenDataset, read_index
+from .tokenizer import Tokenizer
 
 # %% ../nbs/91_doctor.ipynb #d05a49eb
 @dataclass(frozen=True)

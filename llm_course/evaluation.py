@@ -6,19 +6,21 @@ __all__ = ['Window', 'windows', 'document_windows', 'window_losses', 'score', 'c
 # %% ../nbs/41_evaluation.ipynb #40import
 import math
 import re
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from typing import NamedTuple
+
 from .files import UserError, quantity
 from .gpt import GPT
-from .tokenizer import Tokenizer
 from .tales import tale_log_prob
+from .tokenizer import Tokenizer
 
 # %% ../nbs/41_evaluation.ipynb #f339f17f
 class Window(NamedTuple):

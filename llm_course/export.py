@@ -9,13 +9,21 @@ import copy
 import os
 import re
 import shutil
-import torch
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from .checkpoint import model_files
 from llm_course.files import (
-    UserError, add_to_record, check_ours, did_you_mean, digest, own_entry, sync_folder, write_folder,
+    UserError,
+    add_to_record,
+    check_ours,
+    did_you_mean,
+    digest,
+    own_entry,
+    sync_folder,
+    write_folder,
 )
 from .gpt import GPT
 from .tokenizer import Tokenizer

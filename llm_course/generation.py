@@ -5,12 +5,14 @@ __all__ = ['Engine', 'PlainEngine', 'token_stream', 'check_request', 'generate',
 
 # %% ../nbs/43_generation.ipynb #gnrimport
 import codecs
-import torch
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
+from typing import Protocol
+
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from typing import Protocol
+
 from .files import UserError, print_message, quantity
 from .gpt import GPT
 from .sampling import SamplingParams, multinomial

@@ -5,12 +5,14 @@ __all__ = ['GGUF_DTYPES', 'gguf_package', 'add_shape', 'add_identity', 'joinable
            'stored_as', 'add_weights', 'write_gguf']
 
 # %% ../nbs/72_gguf.ipynb #72import
-import sentencepiece as spm
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from torch import Tensor
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+import sentencepiece as spm
+from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -18,6 +20,9 @@ from .export import MODEL_FILE, check_choices, check_place
 from .files import UserError, print_message, quantity, write_ours
 from .gpt import GPT
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import gguf  # optional: `gguf_package` imports it where it is used
 
 # %% ../nbs/72_gguf.ipynb #683efbaa
 GGUF_DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # and how a GGUF file says it of itself

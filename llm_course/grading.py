@@ -7,13 +7,14 @@ __all__ = ['loss_table', 'token_losses', 'Span', 'token_ends', 'bits_by_choice',
 # %% ../nbs/44_grading.ipynb #42import
 import math
 import re
-import torch
 from collections.abc import Iterable
 from itertools import accumulate, islice
 from random import Random
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from typing import NamedTuple
 
 from .evaluation import check_stride, document_windows, score
 from .files import UserError

@@ -23,22 +23,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import Checkpoint, FORMAT, json_bytes
+from .checkpoint import FORMAT, Checkpoint, json_bytes
+from .config import Config, ModelConfig, TrainingConfig, make_config
+from .device import memory_of
+from .files import UserError, file_sha256, print_message, read_json
+from .gpt import GPT
 from llm_course.runs import (
     CHECKPOINT_FILES,
     find_checkpoint,
     is_checkpoint,
     is_foreign_checkpoint,
     newest_checkpoint,
+    read_log,
     step_folders,
 )
-from .config import Config, ModelConfig, TrainingConfig, make_config
-from .device import memory_of
-from .files import UserError, file_sha256, print_message, read_json
-from .gpt import GPT
 from .shards import with_checksum
 from .tokenizer import Tokenizer
-from .runs import read_log
 from .training import TrainState
 
 # %% ../nbs/37_integrity.ipynb #c9c39ec2

@@ -5,7 +5,6 @@ __all__ = ['MEASURES', 'Facts', 'without_place', 'portable', 'last_losses', 'col
            'model_card', 'export_hf']
 
 # %% ../nbs/71_model_card.ipynb #71import
-import jinja2
 import json
 import re
 import shlex
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
+
+import jinja2
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig

@@ -8,10 +8,7 @@ __all__ = ['plain_attention', 'plain_norm', 'plain_rope', 'plain_loss', 'plain_w
 # %% ../nbs/90_numerics.ipynb #90import
 import importlib.metadata
 import math
-import numpy as np
 import re
-import torch
-import torch.nn.functional as F
 from collections.abc import Iterator
 from configparser import ConfigParser
 from contextlib import nullcontext
@@ -19,13 +16,17 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .attention import causal_attention
+from .config import ModelConfig
+from .device import threads
+from .files import python, set_variable
 from .gpt import GPT
 from .kernels import accelerate
-from .config import ModelConfig
-from .attention import causal_attention
-from .device import threads
 from .preparation import usable_processors
-from .files import python, set_variable
 
 # %% ../nbs/90_numerics.ipynb #d0455cac
 def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ __all__ = ['STOPPING', 'MAKERS', 'SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', '
            'next_command', 'reads_text', 'writes_text', 'ConfigOption', 'typed_fields', 'Configurable']
 
 # %% ../nbs/96_options.ipynb #96import
-import click
 import codecs
 import contextlib
 import math
@@ -19,8 +18,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
-from . import __version__
 
+import click
+
+from . import __version__
 from .config import ModelConfig, TrainingConfig
 from .terminal import columns, first_process, fitted, runnable
 
@@ -98,7 +99,7 @@ class Computing(Stage):
     def load(self) -> None:
         from llm_course.files import signals_wait
         with signals_wait(*STOPPING):
-            import llm_course.pipeline
+            import llm_course.pipeline  # noqa: F401
 
 # %% ../nbs/96_options.ipynb #90a1ede2
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ __all__ = ['IGNORE_INDEX', 'feistel_permutation', 'batch_indices', 'collate', 'g
 
 # %% ../nbs/18_packing.ipynb #18import
 import hashlib
+
 import numpy as np
 
 from .files import UserError

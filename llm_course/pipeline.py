@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from .checkpoint import check_tokenizer, environment, restore_state
-from .runs import Log, RunLog, newest_checkpoint, point_latest, refuse_other_latest
 from .config import Config, load_config, make_config
 from llm_course.device import (
     World,
@@ -37,7 +36,6 @@ from llm_course.files import (
     quantity,
 )
 from .gpt import GPT, mimetic_init_
-from .kernels import accelerate
 from llm_course.integrity import (
     archive_run,
     corrupt_file_error,
@@ -51,6 +49,7 @@ from llm_course.integrity import (
     verify_checkpoint,
     with_progress,
 )
+from .kernels import accelerate
 from .optim import make_optimizers
 from llm_course.resilience import (
     CompilerTrouble,
@@ -66,10 +65,11 @@ from llm_course.resilience import (
     TimeLimit,
     above_bar,
 )
+from .runs import Log, RunLog, newest_checkpoint, point_latest, refuse_other_latest
 from .shards import Shard, TokenDataset
-from .tokenizer import Tokenizer
 from .step import Parallel
-from .training import Callback, fit, Trainer, TrainState, Validate
+from .tokenizer import Tokenizer
+from .training import Callback, Trainer, TrainState, Validate, fit
 
 # %% ../nbs/92_pipeline.ipynb #92data01
 def silent(text: str) -> None:

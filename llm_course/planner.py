@@ -9,12 +9,13 @@ __all__ = ['BARE', 'CONTEXT', 'UTILISATION', 'SHEETS', 'DEVICES', 'MemoryTrace',
 import math
 import subprocess
 import sys
-import torch
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import clip_grad_norm_
@@ -23,14 +24,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .config import Config, ModelConfig
+from llm_course.device import (
+    bandwidth,
+    memory,
+    pick_device,
+    pick_precision,
+    processor_name,
+    rate_at_shapes,
+)
 from .files import UserError, did_you_mean, quantity
 from .gpt import GPT
 from .kernels import accelerate
-from .step import forward_backward
-from llm_course.device import (
-    bandwidth, memory, pick_device, pick_precision, processor_name, rate_at_shapes,
-)
 from .optim import make_optimizers
+from .step import forward_backward
 
 # %% ../nbs/63_planner.ipynb #5b074f09
 class MemoryTrace(TorchDispatchMode):

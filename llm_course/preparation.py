@@ -10,7 +10,6 @@ import glob
 import json
 import math
 import multiprocessing
-import numpy as np
 import os
 import re
 import signal
@@ -25,12 +24,27 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from llm_course.corpus import (
-    Corpus, FORMATS, SEPARATOR, find_texts, held_out, json_trouble, normalized,
+    FORMATS,
+    SEPARATOR,
+    Corpus,
+    find_texts,
+    held_out,
+    json_trouble,
+    normalized,
 )
 from .files import UserError, is_ours, own_entry, quantity, signals_wait
 from llm_course.shards import (
-    HELD_OUT, BulkEncoder, Manifest, TokenDataset, Tokenized, read_ends, text_of, tokenize_documents,
+    HELD_OUT,
+    BulkEncoder,
+    Manifest,
+    TokenDataset,
+    Tokenized,
+    read_ends,
+    text_of,
+    tokenize_documents,
 )
 from .tokenizer import SPACE, Tokenizer, id_dtype
 

@@ -5,9 +5,10 @@ __all__ = ['multinomial', 'apply_temperature', 'keep_top_k', 'keep_top_p', 'keep
 
 # %% ../nbs/42_sampling.ipynb #41import
 import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 

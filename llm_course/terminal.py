@@ -5,7 +5,6 @@ __all__ = ['COMMANDS', 'first_process', 'program', 'runnable', 'speak', 'columns
            'show_command', 'format_table']
 
 # %% ../nbs/95_terminal.ipynb #97import
-import click
 import contextlib
 import os
 import re
@@ -14,6 +13,8 @@ import shutil
 import sys
 import unicodedata
 from pathlib import Path
+
+import click
 
 # %% ../nbs/95_terminal.ipynb #6d4ab27a
 def first_process() -> bool:

@@ -5,7 +5,6 @@ __all__ = ['open_corpus', 'write_missing', 'progress_bar', 'save_tales', 'corpus
            'open_tokens', 'packable', 'show_splits', 'check_validation', 'prepare']
 
 # %% ../nbs/97_text_commands.ipynb #97import
-import click
 import contextlib
 import math
 import os
@@ -13,7 +12,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .options import CORPUS, PATH, PREFIX, SHARDS, TOKENIZER, Stage, next_command, reads_text
+import click
+
+from llm_course.options import (
+    CORPUS,
+    PATH,
+    PREFIX,
+    SHARDS,
+    TOKENIZER,
+    Stage,
+    next_command,
+    reads_text,
+)
 from .terminal import columns, format_table, speak
 
 # %% ../nbs/97_text_commands.ipynb #b8fa2970
@@ -48,8 +58,8 @@ def save_tales(
     folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False
 ) -> None:
     "Write corpus.txt and val.txt to `folder`; what is not ours is replaced only with `force`."
-    from llm_course.files import check_ours, quantity
     from llm_course.corpus import write_tales_corpus
+    from llm_course.files import check_ours, quantity
     from llm_course.preparation import held_out_stories
 
     for name in ("corpus.txt", "val.txt"):
@@ -258,7 +268,12 @@ def prepare(
 ) -> None:
     "Pack a text into shards, and hold documents out."
     from llm_course.files import quantity
-    from llm_course.preparation import choose_validation, tokenize_in_parallel, useful_workers, validation_beside
+    from llm_course.preparation import (
+        choose_validation,
+        tokenize_in_parallel,
+        useful_workers,
+        validation_beside,
+    )
     from llm_course.shards import write_shards
     from llm_course.tokenizer import Tokenizer
 

@@ -79,8 +79,8 @@ def runs(folder: Path) -> dict[str, tuple[Callable[[], object], tuple[str, ...]]
     import torch
 
     from llm_course.config import load_config
-    from llm_course.gpt import GPT
     from llm_course.generation import generate
+    from llm_course.gpt import GPT
     from llm_course.shards import TokenDataset, write_shards
     from llm_course.tales import sample_tales
     from llm_course.tokenizer import train_tokenizer

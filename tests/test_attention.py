@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from llm_course.attention import Attention, KVCache, RMSNorm, apply_rope, causal_attention, rope_table
+from llm_course.attention import (
+    Attention,
+    KVCache,
+    RMSNorm,
+    apply_rope,
+    causal_attention,
+    rope_table,
+)
 from llm_course.shapes import ShapeError, shape_checked
 
 

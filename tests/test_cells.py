@@ -10,7 +10,6 @@ import nbformat
 import pytest
 from conftest import PATIENCE, SCALE
 from nbclient.exceptions import CellExecutionError
-
 from test_layering import code_cells
 from test_notebooks import SKIPPED_CELL, Client, notebook
 

@@ -103,8 +103,8 @@ def piped_process(folder: Path, *args: object) -> subprocess.Popen:
 
 def long_seed(folder: Path, tokens: int = 400) -> int:
     "A seed whose text after `Once`, at temperature 1, does not end within so many tokens."
-    from llm_course.generation import TextSession
     from llm_course.checkpoint import load_checkpoint
+    from llm_course.generation import TextSession
     checkpoint = load_checkpoint(folder / "artifacts/checkpoints/latest")
     sessions = ((seed, TextSession(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, log=None)) for seed in range(100))
     return next(seed for seed, session in sessions if len(list(session.generate(tokens))) == tokens)
@@ -223,7 +223,7 @@ def test_commands(trained, tmp_path):
     ("\udcff", "Unicode")])
 def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
     "One line on standard error for it, the next line is answered, and a script learns of it by the exit status."
-    typed = "Once\n".encode() + line.encode("utf-8", "surrogateescape") + b"\nOnce\n"
+    typed = b"Once\n" + line.encode("utf-8", "surrogateescape") + b"\nOnce\n"
     done = piped(trained, typed, "--max_new_tokens", 2, "--temperature", 0)
     assert done.exit_code == 2 and done.stdout.count("Once") == 2
     assert len(done.stderr.splitlines()) == 1 and told in done.stderr

@@ -2,11 +2,11 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from llm_course.files import UserError
 from llm_course.config import Config, config_names, from_text, load_config, make_config
-from llm_course.files import read_json
+from llm_course.files import UserError, read_json
 
 MODEL = {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "d_ff": 160, "vocab_size": 512, "seq_len": 64}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, ROOT
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_course.corpus import Corpus, between, held_out, normalized, write_tales_corpus
 from llm_course.files import UserError, atomic_write, did_you_mean, folder_lock

@@ -16,15 +16,30 @@ import pytest
 import sentencepiece
 import torch
 import torch.nn.functional as F
-
 from conftest import PATIENCE, ROOT, SCALE, course, fine, snapshot
+
 from llm_course import doctor, kernels, preparation
-from llm_course.doctor import (TINY, Finding, RunPaths, check_checkpoints, check_clock, check_disk, check_folders, check_log,
-                               check_numbers, check_packages, check_shards, check_tokenizer, examine, guarded, usable_processors)
-from llm_course.numerics import device_code_paths
-from llm_course.shards import Manifest
-from llm_course.runs import step_folders
 from llm_course.device import memory, physical_memory, pick_precision
+from llm_course.doctor import (
+    TINY,
+    Finding,
+    RunPaths,
+    check_checkpoints,
+    check_clock,
+    check_disk,
+    check_folders,
+    check_log,
+    check_numbers,
+    check_packages,
+    check_shards,
+    check_tokenizer,
+    examine,
+    guarded,
+    usable_processors,
+)
+from llm_course.numerics import device_code_paths
+from llm_course.runs import step_folders
+from llm_course.shards import Manifest
 
 SHARDS, CHECKPOINTS, TOKENIZER = Path("data/shards"), Path("artifacts/checkpoints"), Path("artifacts/tokenizer/llm_spm.model")
 NEWEST, BEFORE = CHECKPOINTS / "step-000008", CHECKPOINTS / "step-000004"

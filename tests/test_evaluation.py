@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.files import UserError
-from llm_course.tales import check_tale, tale_log_prob, sample_tales
-from llm_course.evaluation import document_windows, evaluate, score, windows
-from llm_course.grading import ask, bits_by_choice, grade, loss_table, token_losses
 from llm_course.config import ModelConfig
+from llm_course.evaluation import document_windows, evaluate, score, windows
+from llm_course.files import UserError
 from llm_course.gpt import GPT
+from llm_course.grading import ask, bits_by_choice, grade, loss_table, token_losses
+from llm_course.tales import check_tale, sample_tales, tale_log_prob
 from llm_course.tokenizer import train_tokenizer
 
 SCRIPTS = {

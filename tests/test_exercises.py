@@ -23,11 +23,11 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from jaxtyping import Float
+from test_layering import code_cells, exported_module
 from torch import Tensor
 from traitlets.config import Config
 
 from llm_course.lessons import explain_error, feedback
-from test_layering import code_cells, exported_module
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20  # for one answer: a spoiled one may run for ever

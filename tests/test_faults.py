@@ -17,16 +17,15 @@ import torch
 from conftest import Outcome, course, fine, snapshot
 from running import PATIENCE, ROOT, running
 
-from llm_course.files import RECORD, UserError, atomic_write
-from llm_course.tales import sample_tales
-from llm_course.shards import write_shards
-from llm_course.tokenizer import train_tokenizer
 from llm_course.checkpoint import save_checkpoint
-from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, step_folders
-from llm_course.integrity import load_verified
 from llm_course.config import load_config
+from llm_course.files import RECORD, UserError, atomic_write
+from llm_course.integrity import load_verified
 from llm_course.pipeline import open_shards, start_run, train
-from llm_course.runs import read_log
+from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
+from llm_course.shards import write_shards
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import train_tokenizer
 from llm_course.training import TrainState
 
 # What a file may replace

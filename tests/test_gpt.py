@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.shapes import ShapeError
-from llm_course.files import UserError
 from llm_course.config import HF_NAMES, ModelConfig
+from llm_course.files import UserError
 from llm_course.gpt import GPT
+from llm_course.shapes import ShapeError
 
 SMALL = dict(n_layers=2, d_model=24, n_heads=6, n_kv_heads=2, d_ff=40, vocab_size=53, seq_len=16, head_dim=10)
 CONFIGS = {path.name.removesuffix(".json"): json.loads(path.read_text())

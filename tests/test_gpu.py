@@ -9,12 +9,11 @@ from conftest import course, fine
 from torch.nn import functional as F
 
 from llm_course.attention import causal_attention
-from llm_course.config import ModelConfig
+from llm_course.config import ModelConfig, load_config
 from llm_course.decoding import GraphEngine, fast_engine
 from llm_course.generation import PlainEngine, generate
 from llm_course.gpt import GPT
 from llm_course.kernels import LinearCrossEntropy
-from llm_course.config import load_config
 from llm_course.pipeline import start_run, train
 from llm_course.runs import read_log
 

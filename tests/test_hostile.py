@@ -27,23 +27,28 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import Corpus
-from llm_course.files import UserError
-from llm_course.tales import sample_tales
-from llm_course.config import ModelConfig
-from llm_course.preparation import TokenFiles
-from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
-from llm_course.preparation import huggingface_files
-from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import json_bytes
-from llm_course.runs import prune
-from llm_course.integrity import load_verified
-from llm_course.config import Config, TrainingConfig, load_config
-from llm_course.device import pick_device
-from llm_course.files import read_json
+from llm_course.config import Config, ModelConfig, TrainingConfig, load_config
+from llm_course.corpus import Corpus
 from llm_course.demo import StageCache
+from llm_course.device import pick_device
+from llm_course.files import UserError, read_json
+from llm_course.integrity import load_verified
 from llm_course.pipeline import resume_run, start_run, train
-from llm_course.runs import read_log
+from llm_course.preparation import TokenFiles, huggingface_files
+from llm_course.runs import prune, read_log
+from llm_course.shards import (
+    Manifest,
+    TokenDataset,
+    read_ends,
+    read_index,
+    with_checksum,
+    write_ends,
+    write_index,
+    write_shards,
+)
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 

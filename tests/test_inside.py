@@ -7,12 +7,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.files import UserError
 from llm_course.config import ModelConfig
-from llm_course.gpt import GPT
 from llm_course.decoding import fast_engine, has_hooks
+from llm_course.files import UserError
 from llm_course.generation import PlainEngine, generate
-from llm_course.interpret import attention_weights, hook_points, logit_lens, ov_logits, patched, run_with_cache
+from llm_course.gpt import GPT
+from llm_course.interpret import (
+    attention_weights,
+    hook_points,
+    logit_lens,
+    ov_logits,
+    patched,
+    run_with_cache,
+)
 
 
 def built(config: ModelConfig, seed: int = 0) -> GPT:

@@ -8,20 +8,32 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_gpt import SMALL, built, small_configs, some_ids
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import kernels
 from llm_course.attention import Attention, apply_rope, causal_attention, rms_norm, rope_table
 from llm_course.config import ModelConfig
+from llm_course.decoding import has_hooks
 from llm_course.files import UserError
 from llm_course.gpt import GPT, Block, cross_entropy
 from llm_course.kernels import (
-    STORED_LENGTH, accelerate, cpu_attention, fast_attention, fast_rms_norm, fast_rope, fused_cross_entropy_, gpu_attention,
-    is_compiled, linear_cross_entropy, restore, rms_norm_for_matmul, trimmed_length, with_memory_budget,
+    STORED_LENGTH,
+    accelerate,
+    cpu_attention,
+    fast_attention,
+    fast_rms_norm,
+    fast_rope,
+    fused_cross_entropy_,
+    gpu_attention,
+    is_compiled,
+    linear_cross_entropy,
+    restore,
+    rms_norm_for_matmul,
+    trimmed_length,
+    with_memory_budget,
 )
-from llm_course.decoding import has_hooks
-from test_gpt import SMALL, built, small_configs, some_ids
 
 SEEDS = st.integers(0, 2**16)
 

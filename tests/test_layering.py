@@ -7,9 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 from conftest import PATIENCE, ROOT

@@ -14,8 +14,7 @@ import pytest
 from conftest import SCALE, Outcome, course
 
 from llm_course.cli import main
-from llm_course.config import ModelConfig
-from llm_course.config import TrainingConfig
+from llm_course.config import ModelConfig, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="what runs for ever is stopped by an alarm, which is POSIX")
 COMMANDS = {  # what makes a subcommand small

@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 llama_cpp = pytest.importorskip("llama_cpp", reason="`make test-llama` builds llama-cpp-python from its source")
 pytest.importorskip("gguf", reason="the extra `sharing` brings it")
 
-from llm_course.config import ModelConfig; from llm_course.gpt import GPT  # noqa: E402
-from llm_course.generation import generate  # noqa: E402
 from conftest import PATIENCE, course, fine  # noqa: E402
-from llm_course.gguf import write_gguf  # noqa: E402
-from llm_course.tokenizer import SPACE, Tokenizer  # noqa: E402
+
 from llm_course.checkpoint import Checkpoint, load_checkpoint  # noqa: E402
+from llm_course.config import ModelConfig  # noqa: E402
+from llm_course.generation import generate  # noqa: E402
+from llm_course.gguf import write_gguf  # noqa: E402
+from llm_course.gpt import GPT
+from llm_course.tokenizer import SPACE, Tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.llama
 

@@ -23,10 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from llm_course.checkpoint import load_checkpoint
 from llm_course.corpus import Corpus, normalized, write_tales_corpus
 from llm_course.evaluation import Evaluation, evaluate, windows
 from llm_course.grading import ask
-from llm_course.checkpoint import load_checkpoint
 
 lm_eval = pytest.importorskip("lm_eval")
 utils, tasks = (importlib.import_module(f"lm_eval.{name}") for name in ("utils", "tasks"))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, course, fine
 
-from llm_course.tales import sample_tales
-from llm_course.packing import get_batch
-from llm_course.shards import TokenDataset, Tokenized, write_shards
-from llm_course.tokenizer import train_tokenizer
 from llm_course.config import load_config
+from llm_course.packing import get_batch
 from llm_course.pipeline import train
+from llm_course.shards import TokenDataset, Tokenized, write_shards
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import train_tokenizer
 
 STATUS = "/proc/{}/status"
 pytestmark = [

@@ -17,13 +17,12 @@ import pytest
 from conftest import PATIENCE, ROOT, Outcome, course, fine, words_of
 from tqdm import tqdm
 
-from llm_course.files import MessageStream, message_stream, print_message
-from llm_course.runs import newest_checkpoint
-from llm_course.integrity import load_verified
 from llm_course.config import load_config
 from llm_course.demo import train_on_tales
+from llm_course.files import MessageStream, message_stream, print_message
+from llm_course.integrity import load_verified
 from llm_course.pipeline import train
-from llm_course.runs import read_log
+from llm_course.runs import newest_checkpoint, read_log
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file descriptors as POSIX has them")
 KINDS = ["full", "closed", "gone"]

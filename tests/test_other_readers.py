@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from llm_course.corpus import held_out, normalized
 from llm_course.files import UserError
-from llm_course.tales import sample_tales
-from llm_course.preparation import TokenFiles
+from llm_course.preparation import TokenFiles, huggingface_files
 from llm_course.shards import TokenDataset, write_shards
-from llm_course.preparation import huggingface_files
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 TALES = sample_tales(0, 300)

@@ -9,7 +9,16 @@ from conftest import PATIENCE, course, fine
 
 from llm_course import files
 from llm_course.corpus import write_tales_corpus
-from llm_course.files import RECORD, UserError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours
+from llm_course.files import (
+    RECORD,
+    UserError,
+    atomic_write,
+    check_ours,
+    is_ours,
+    own_entry,
+    record_ours,
+    write_ours,
+)
 from llm_course.tales import sample_tales
 
 

@@ -26,10 +26,25 @@ from hypothesis import strategies as st
 from llm_course import preparation
 from llm_course.corpus import held_out, normalized
 from llm_course.files import UserError
-from llm_course.tales import tales, sample_tales
-from llm_course.packing import IGNORE_INDEX, batch_indices, get_batch, feistel_permutation
-from llm_course.preparation import TokenFiles, _chunks, _encode_all, _tokenized, token_files, tokenize_in_parallel
-from llm_course.shards import Manifest, TokenDataset, Tokenized, read_ends, tokenize_documents, write_ends, write_shards
+from llm_course.packing import IGNORE_INDEX, batch_indices, feistel_permutation, get_batch
+from llm_course.preparation import (
+    TokenFiles,
+    _chunks,
+    _encode_all,
+    _tokenized,
+    token_files,
+    tokenize_in_parallel,
+)
+from llm_course.shards import (
+    Manifest,
+    TokenDataset,
+    Tokenized,
+    read_ends,
+    tokenize_documents,
+    write_ends,
+    write_shards,
+)
+from llm_course.tales import sample_tales, tales
 from llm_course.tokenizer import id_dtype, train_tokenizer
 
 TALES = sample_tales(0, 60)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402: after the choice of how it draws
+import matplotlib.pyplot as plt  # noqa: E402  after the choice of how it draws
 from IPython.core.formatters import DisplayFormatter  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402

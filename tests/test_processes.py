@@ -11,14 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_training import pack, same_files, told
-
 from conftest import PATIENCE, ROOT, Outcome, course, fine, process
 from running import running
-from llm_course.tales import sample_tales
-from llm_course.runs import newest_checkpoint, step_folders
+from test_training import pack, same_files, told
+
 from llm_course.integrity import load_verified
-from llm_course.runs import read_log
+from llm_course.runs import newest_checkpoint, read_log, step_folders
+from llm_course.tales import sample_tales
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for the processes of torchrun in /proc")
 

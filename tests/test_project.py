@@ -316,8 +316,8 @@ def plain(flag: str) -> str:
 def config_fields() -> set[str]:
     "Names of the config's fields, each of which is a flag of `train`, `plan` and `demo`."
     from dataclasses import fields
-    from llm_course.config import ModelConfig
-    from llm_course.config import TrainingConfig
+
+    from llm_course.config import ModelConfig, TrainingConfig
     return {field.name for part in (ModelConfig, TrainingConfig) for field in fields(part)}
 
 
@@ -431,6 +431,7 @@ def test_the_profiler_names_the_kernel_of_attention():
     "As the comment on attention says that it does."
     import torch
     from torch.profiler import profile
+
     from llm_course.attention import causal_attention
     q, k = torch.randn(1, 4, 8, 16), torch.randn(1, 2, 8, 16)
     with profile() as seen:

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from llm_course.corpus import held_out
 from llm_course.files import UserError
-from llm_course.tales import sample_tales
 from llm_course.packing import get_batch
 from llm_course.shards import TokenDataset, Tokenized, write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 CASES = int(os.environ.get("LLM_COURSE_CASES", 500))  # `make fuzz` asks for more

@@ -12,16 +12,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_course import decoding
-from llm_course.shapes import ShapeError
-from llm_course.files import UserError
-from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
-from llm_course.gpt import GPT
 from llm_course.decoding import PRECISIONS, GraphEngine, PackedEngine, can_pack, fast_engine
+from llm_course.files import UserError
 from llm_course.generation import PlainEngine, TextSession, generate, generate_text, stream_text
+from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
-from llm_course.sampling import (SamplingParams, apply_temperature, keep_min_p, keep_top_k, keep_top_p, multinomial,
-                                 penalize_repeats)
+from llm_course.sampling import (
+    SamplingParams,
+    apply_temperature,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    multinomial,
+    penalize_repeats,
+)
+from llm_course.shapes import ShapeError
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import train_tokenizer
 
 CONTEXT = 24

@@ -16,25 +16,23 @@ import numpy as np
 import pytest
 import sentencepiece as spm
 import torch
-
 from conftest import PATIENCE, ROOT, course, fine, snapshot
-from llm_course.demo import draw_losses
-from llm_course.corpus import Corpus
-from llm_course.files import RECORD, UserError, is_ours, write_ours
-from llm_course.evaluation import evaluate
-from llm_course.config import ModelConfig
-from llm_course.gpt import GPT
-from llm_course.shards import write_shards
-from llm_course.gguf import write_gguf
-from llm_course.export import EXPORT_FILES, rounded
-from llm_course.model_card import Facts, collect_facts, export_hf, model_card, portable
-from llm_course.tokenizer import Tokenizer
+
 from llm_course.checkpoint import Checkpoint
+from llm_course.config import ModelConfig, load_config
+from llm_course.corpus import Corpus
+from llm_course.demo import draw_losses
+from llm_course.evaluation import evaluate
+from llm_course.export import EXPORT_FILES, rounded
+from llm_course.files import RECORD, UserError, is_ours, read_json, write_ours
+from llm_course.gguf import write_gguf
+from llm_course.gpt import GPT
 from llm_course.integrity import load_verified
-from llm_course.config import load_config
-from llm_course.files import read_json
+from llm_course.model_card import Facts, collect_facts, export_hf, model_card, portable
 from llm_course.pipeline import train
 from llm_course.runs import read_log
+from llm_course.shards import write_shards
+from llm_course.tokenizer import Tokenizer
 
 SHAPE = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, vocab_size=1, seq_len=64)
 

@@ -13,9 +13,8 @@ import torch
 from conftest import course, fine, snapshot, words_of
 from running import PATIENCE, ROOT, Running, running
 
-from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, step_folders
 from llm_course.integrity import load_verified
-from llm_course.runs import read_log
+from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # the last one: where a terminal is closed

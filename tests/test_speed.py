@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import planner
+from llm_course.config import ModelConfig, config_names, load_config
+from llm_course.device import matrices, shortest
 from llm_course.files import UserError
-from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
-from llm_course.device import matrices, shortest
-from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, rehearse
-from llm_course.config import config_names, load_config
 from llm_course.optim import Muon, make_optimizers
+from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, rehearse
 from llm_course.step import forward_backward
 
 ODD = ModelConfig(n_layers=3, d_model=40, n_heads=6, n_kv_heads=2, d_ff=56, vocab_size=99, seq_len=24, head_dim=10)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llm_course.tales import sample_tales
+from llm_course.config import load_config
 from llm_course.gpt import GPT
 from llm_course.shards import write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.config import load_config
 
 ROOT = Path(__file__).parent.parent
 TEXT = "\n".join(sample_tales(0, 20)) + " Zürich 東京 "

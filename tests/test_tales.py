@@ -7,13 +7,24 @@ from itertools import islice
 from random import Random
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_course.corpus import held_out
-from llm_course.grammar import Grammar, read_table, split_weight
 from llm_course.files import UserError
-from llm_course.tales import (STORIES, draw_tale, check_tale, load_stories, tale_choices, tale_entropy, tale_grammar, tale_log_prob,
-                              tales, sample_tales)
+from llm_course.grammar import Grammar, read_table, split_weight
+from llm_course.tales import (
+    STORIES,
+    check_tale,
+    draw_tale,
+    load_stories,
+    sample_tales,
+    tale_choices,
+    tale_entropy,
+    tale_grammar,
+    tale_log_prob,
+    tales,
+)
 
 TOLD = load_stories()
 

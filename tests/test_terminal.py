@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_course.cli import show_finding, show_story
-from llm_course.terminal import LineBreaker, copyable, fitted, format_table, width
-from llm_course.files import quantity, duration
-from llm_course.tales import tales
+from llm_course.files import duration, quantity
 from llm_course.runs import read_log
+from llm_course.tales import tales
+from llm_course.terminal import LineBreaker, copyable, fitted, format_table, width
 
 
 class Screen(io.StringIO):
@@ -173,8 +173,8 @@ def test_a_number_and_its_noun_agree(n, noun, told):
 @pytest.mark.parametrize("seconds, told", [(31 * 60, "31 minutes"), (2.4 * 86_400, "2.4 days"), (60, "1 minute")])
 def test_plan_tells_the_time_of_a_run(tmp_path, seconds, told):
     "For as many tokens as this model sees in that time."
-    from llm_course.planner import plan
     from llm_course.config import load_config
+    from llm_course.planner import plan
     tokens = round(seconds * plan(load_config("tiny"), device="h100").tokens_per_second)
     out = fine(course("plan", "--config", "tiny", "--device", "h100", "--tokens", tokens, cwd=tmp_path))
     assert re.search(rf"^  time +{told}$", out, re.M), out

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_course.files import UserError
-from llm_course.tales import sample_tales
 from llm_course.preparation import huggingface_files
 from llm_course.shards import BulkEncoder, EncodeCache
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import _SETTINGS, Tokenizer, chunks_of_text, sample, train_tokenizer
 
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301", "한국어", "½ﬁ²", "\U0010ffff"]

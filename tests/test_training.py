@@ -23,30 +23,36 @@ from safetensors.torch import load_file
 
 from llm_course import checkpoint, demo, pipeline, resilience, training
 from llm_course.checkpoint import json_bytes, torch_bytes, trainer_state
+from llm_course.config import load_config
+from llm_course.demo import time_needed, train_on_tales
+from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
+from llm_course.files import UserError, folder_lock
+from llm_course.gpt import GPT
+from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
+from llm_course.kernels import accelerate, is_compiled
+from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
+from llm_course.packing import batch_indices
+from llm_course.pipeline import config_changes, resume_run, start_run, train
+from llm_course.resilience import (
+    SPARE,
+    TimeLimit,
+    first_nonfinite,
+    suggest_micro_batch,
+    update_loss_stats,
+)
 from llm_course.runs import (
     CHECKPOINT_FILES,
     find_checkpoint,
     newest_checkpoint,
     point_latest,
     prune,
+    read_log,
     step_folders,
 )
-from llm_course.config import load_config
-from llm_course.kernels import accelerate, is_compiled
-from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
-from llm_course.files import UserError, folder_lock
-from llm_course.gpt import GPT
-from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
-from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
-from llm_course.packing import batch_indices
-from llm_course.demo import time_needed, train_on_tales
-from llm_course.pipeline import config_changes, resume_run, start_run, train
-from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_micro_batch, update_loss_stats
 from llm_course.shards import TokenDataset, with_checksum, write_shards
 from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
-from llm_course.runs import read_log
-from llm_course.training import Callback, fit, Trainer, TrainState
+from llm_course.training import Callback, Trainer, TrainState, fit
 
 CPU = torch.device("cpu")
 
@@ -136,7 +142,7 @@ def test_the_plain_loop_learns_what_a_whole_run_learns(fields, shards, tmp_path)
 
     whole = load_file(run_quietly(config, shards, tmp_path).checkpoint / "model.safetensors")
     losses = [entry["loss"] for entry in read_log(tmp_path) if "loss" in entry]
-    (same, its), (plain, nearly) = trained(accelerate), trained(lambda model: model)
+    (same, its), (_, nearly) = trained(accelerate), trained(lambda model: model)
     assert its == losses and len(losses) == 8 and all(torch.equal(p, whole[name]) for name, p in same.named_parameters())
     assert nearly == pytest.approx(losses, rel=1e-5)
 

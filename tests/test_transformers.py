@@ -20,20 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from llm_course.files import UserError
-from llm_course.tales import sample_tales
-from llm_course.evaluation import evaluate
-from llm_course.config import ModelConfig
-from llm_course.gpt import GPT
-from llm_course.shards import write_shards
-from llm_course.generation import PlainEngine, generate
-from llm_course.preparation import huggingface_files
-from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import model_files
+from llm_course.config import Config, ModelConfig, load_config
+from llm_course.evaluation import evaluate
+from llm_course.files import UserError
+from llm_course.generation import PlainEngine, generate
+from llm_course.gpt import GPT
 from llm_course.integrity import load_verified
-from llm_course.runs import step_folders
-from llm_course.config import Config, load_config
 from llm_course.pipeline import train
+from llm_course.preparation import huggingface_files
+from llm_course.runs import step_folders
+from llm_course.shards import write_shards
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

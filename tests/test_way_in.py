@@ -13,9 +13,9 @@ from test_texts import through_a_pipe
 from llm_course import shards
 from llm_course.corpus import Corpus, write_tales_corpus
 from llm_course.files import RECORD, UserError
-from llm_course.tales import sample_tales
 from llm_course.preparation import ShardTexts, as_text, validation_source
 from llm_course.shards import Manifest, TokenDataset, write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 TALES = sample_tales(3, 240)

@@ -29,18 +29,17 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"   # before torch is imported: a process with one thread can be forked
 
 import torch
-import torch._dynamo   # every optimizer asks for it, a second's work: once for all forks
+import torch._dynamo  # every optimizer asks for it, a second's work: once for all forks
 
-from llm_course.files import UserError
-from llm_course.tales import sample_tales
-from llm_course.shards import write_shards
-from llm_course.generation import generate_text
-from llm_course.tokenizer import train_tokenizer
-from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, step_folders
-from llm_course.integrity import load_verified, verify_checkpoint
 from llm_course.config import Config, load_config
+from llm_course.files import UserError
+from llm_course.generation import generate_text
+from llm_course.integrity import load_verified, verify_checkpoint
 from llm_course.pipeline import train
-from llm_course.runs import read_log
+from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
+from llm_course.shards import write_shards
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import train_tokenizer
 
 VOCAB = 320
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64, "vocab_size": VOCAB, "seq_len": 32,
