@@ -17,6 +17,7 @@ from llm_course.integrity import load_verified
 from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
+MOMENTS = random.Random(0)  # when a signal comes, within what the command does then
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # the last one: where a terminal is closed
 QUICK = [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 
@@ -128,7 +129,7 @@ def test_a_signal_while_all_is_loaded(number, trained, tmp_path):
         run.until(lambda: "libtorch" in Path(f"/proc/{run.process.pid}/maps").read_text())
         status = Path(f"/proc/{run.process.pid}/status").read_text()
         assert int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> number - 1 & 1, status
-        time.sleep(random.uniform(0, 0.5))
+        time.sleep(MOMENTS.uniform(0, 0.5))
         run.send(number)
         assert run.end() == STATUS[number], run.told
     assert "Traceback" not in run.told and len(run.lines) <= 5, run.told
@@ -162,7 +163,7 @@ def test_an_interrupt_in_every_other_stage(stage, busy, tmp_path):
     with running(stage, *args, cwd=busy) as run:
         output = Path(run.file.name)
         run.until(sign)
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(MOMENTS.uniform(0.1, 0.6))
         run.send(signal.SIGINT)
         assert run.end() == 130, run.told
     output.rename(tmp_path / "output")
@@ -179,7 +180,7 @@ def test_a_terminated_stage_leaves_no_half(stage, busy, tmp_path):
     with running(stage, *args, cwd=busy) as run:
         output = Path(run.file.name)
         run.until(sign)
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(MOMENTS.uniform(0.1, 0.6))
         run.send(signal.SIGTERM)
         assert run.end() == 143, run.told
     output.unlink()
@@ -219,7 +220,7 @@ def test_a_signal_to_prepare_with_workers(number, to_all, busy, tmp_path):
     "A terminal sends Ctrl-C to every process, a scheduler may ask the first alone: one line at most, and nobody and nothing stays."
     with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:
         run.until("Validation")
-        time.sleep(random.uniform(0, 0.8))  # the workers start, or work
+        time.sleep(MOMENTS.uniform(0, 0.8))  # the workers start, or work
         run.send(number) if to_all else run.process.send_signal(number)
         assert run.end() == STATUS[number], run.told
         ends_alone(run)
