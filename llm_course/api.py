@@ -74,7 +74,7 @@ def prepare(text: str | Path | list[str], tokenizer: Tokenizer | str | Path, out
     write_shards(corpus, tokenizer, out_dir, val_documents=chosen, val_text=held_out, seq_len=seq_len)
     return Path(out_dir)
 
-
+# %% ../nbs/94_api.ipynb #1a9483p1
 def train(config: str | Path | Config, data: str | Path | TokenDataset = "data/shards", out: str | Path = "artifacts/checkpoints",
           *, resume: bool = False, progress: bool = True, **overrides: object) -> Result:
     """Train a model: `.checkpoint` of the result is the folder of the newest checkpoint, `.val_loss` its validation loss.

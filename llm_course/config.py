@@ -62,7 +62,7 @@ HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 
 # %% ../nbs/04_config.ipynb #8c7377dc
 LARGEST, SMALLEST = 2**31, 1e-30  # of a number in a model's config
 
-
+# %% ../nbs/04_config.ipynb #8c7377p1
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of a model: everything that decides its parameters, and nothing about how it is trained."

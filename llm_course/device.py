@@ -118,7 +118,7 @@ class World(NamedTuple):
         dist.all_gather_object(values := [None] * self.size, value)
         return values
 
-
+# %% ../nbs/32_device.ipynb #4fae8bp1
 def launched() -> World:
     """The World that torchrun, or whatever else starts processes, describes in the environment. UserError where it makes no sense."""
 
@@ -157,7 +157,7 @@ def meeting_place() -> dict:
         "world_size": size,
     }
 
-
+# %% ../nbs/32_device.ipynb #4fae8bp2
 STOPPING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]  # they ask a run to stop
@@ -181,7 +181,7 @@ def signals_end(*numbers: int) -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-
+# %% ../nbs/32_device.ipynb #4fae8bp3
 @contextmanager
 def joined_world(device: torch.device, world: World) -> Iterator[World]:
     """Within it, the processes that torchrun has started know each other: NCCL between GPUs, gloo between CPUs."""

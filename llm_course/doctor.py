@@ -298,7 +298,7 @@ def learn_again(places: RunPaths) -> str:
     prefix = places.tokenizer.removesuffix(".model")
     return shell("llm-course", "tokenizer", "--input", corpus_of(places), "--model_prefix", prefix, *size)
 
-
+# %% ../nbs/91_doctor.ipynb #d08cebp1
 def prepare_again(places: RunPaths, tok: str | Path) -> str:
     "The command that makes the shards anew with a tokenizer."
     manifest, flags = manifest_of(places), []
@@ -392,7 +392,7 @@ def verify_shards(places: RunPaths, allowance: Allowance) -> Iterator[str]:
             except UserError as error:
                 yield str(error)
 
-
+# %% ../nbs/91_doctor.ipynb #d08cebp1x
 def check_shards(places: RunPaths) -> Iterator[Finding]:
     "Every shard is what was written, its index fits it, and the manifest names the tokenizer that lies there."
     data, sound = Path(places.data), tokenizers(places)

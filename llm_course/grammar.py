@@ -321,7 +321,7 @@ class Section:
         line = self.line + self.text.count("\n", 0, at)
         return UserError(f"{self.file}, line {line}: {wrong}.{hint}")
 
-
+# %% ../nbs/10_grammar.ipynb #sect00p1
 def read_sections(file: Traversable) -> dict[str, Section]:
     """The sections of a text file by name; lines that begin with `#` are comments.
 
@@ -411,7 +411,7 @@ def check_template(
             if column not in columns:
                 raise section.error(at, f"the table {name!r} has no column {column!r}", did_you_mean(column, columns))
 
-
+# %% ../nbs/10_grammar.ipynb #sect00p1x
 def possible_tables(role: str, tables: dict[str, str], sources: dict[str, str]) -> list[str]:
     "The names of all tables from which the word of a role may be drawn."
     name = sources.get(role) or role.rstrip("0123456789")

@@ -79,7 +79,7 @@ def verify_file(path: Path, checksums: Mapping[str, Mapping]) -> None:
             f"{path} cannot be read: {error.strerror}. The checkpoint is not whole; use another one."
         ) from error
 
-
+# %% ../nbs/37_integrity.ipynb #c9c39ep1
 def corrupt_file_error(path: Path) -> UserError:
     """The error for a file that is not the one that was saved."""
     return UserError(
@@ -142,7 +142,7 @@ def load_verified(
     load_weights(model, folder)
     return Checkpoint(model.to(device).eval(), tokenizer, config, step, folder)
 
-
+# %% ../nbs/37_integrity.ipynb #7e739bp1
 def tokenizer_of(folder: Path, given: Tokenizer | None, vocab_size: int) -> Tokenizer:
     """The tokenizer of a model from elsewhere: its own, else the one `given`; UserError if it does not fit."""
     own = (folder / "tokenizer.model").is_file()
@@ -191,7 +191,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     with weight_files(folder) as files:
         return {name: file.get_tensor(name) for file in files for name in file.keys()}
 
-
+# %% ../nbs/37_integrity.ipynb #w3ightp1
 def check_size(shape: ModelConfig, folder: Path) -> None:
     """UserError where the model is far larger than the weights in `folder`, before memory is taken for either."""
     if 4 * shape.n_params > (memory := memory_of(torch.device("cpu"))):
@@ -260,7 +260,7 @@ def with_progress(saved: Mapping, metadata: Mapping, config: Config) -> dict:
     tokens = float(metadata.get("tokens", sequences * config.model.seq_len))
     return {"sequences": sequences, "tokens": tokens, **saved}
 
-
+# %% ../nbs/37_integrity.ipynb #ecd11cp1
 def is_valid_state(
     saved: Mapping, state: TrainState, optimizers: Sequence[torch.optim.Optimizer]
 ) -> bool:
@@ -325,7 +325,7 @@ def way_back(out: Path) -> str:
             return f"; `{words} --resume --out {shlex.quote(str(out))}` goes on with it"
     return ""
 
-
+# %% ../nbs/37_integrity.ipynb #46b297p1
 def has_pretrained_init(folder: Path) -> bool:
     """Whether the run that saved a checkpoint began with another model's weights, so that no config has its shape."""
     with suppress(UserError, LookupError, TypeError):

@@ -116,7 +116,7 @@ def add_prefix_(total: Float[Tensor, "N T D"], part: Float[Tensor, "N S D"]) -> 
     total[:, : part.shape[1]] += part
     return total
 
-
+# %% ../nbs/61_kernels.ipynb #5d72eep1
 class ChunkedAttention(torch.autograd.Function):
     """Causal attention of q (N, G, T, D), k and v (N, T, D), all of one dtype, on a CPU: the plain formula, in chunks of queries.
 
@@ -237,7 +237,7 @@ def cross_entropy_kernel(compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """Which of the two: the second one, compiled, or the first."""
     return compile_anywhere(compilable_cross_entropy_) if compiled else fused_cross_entropy_
 
-
+# %% ../nbs/61_kernels.ipynb #f450cap1
 class LinearCrossEntropy(torch.autograd.Function):
     """The mean of -log softmax(x head^T) at the targets, for x (N, C), head (V, C), targets (N,); -100 is left out.
 

@@ -33,7 +33,7 @@ def few_colours(image: object) -> object:
     fewer.putpalette(palette.astype(np.uint8).tobytes())
     return fewer
 
-
+# %% ../nbs/01_lessons.ipynb #hlp000p1
 class Picture:
     """A matplotlib figure as a notebook shows it: a PNG of few colours, and a text for those who do not see it.
 
@@ -108,7 +108,7 @@ def explain_error(error: Exception, answer: Callable, returned: object = ...) ->
         return f"what comes back {wrong}: {repr(returned).splitlines()[0][:40]}"
     return said if isinstance(error, AssertionError) and said else named
 
-
+# %% ../nbs/01_lessons.ipynb #hlp000p1x
 def feedback(check: Callable[[Callable], object], answer: Callable) -> str:
     """What an exercise's check says of an answer: `Right.`, or `Not yet: …` with the reason."""
     returned = ...

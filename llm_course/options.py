@@ -70,7 +70,7 @@ class Stage(click.Command):
                 raise
             raise click.UsageError(message, ctx) from error
 
-
+# %% ../nbs/96_options.ipynb #417e54p1
 def what_to_do_with(word: str, ctx: click.Context) -> str:
     "A sentence about a word without a flag: a prompt, or a glob that the shell has spelt out."
     told = f"{word!r} belongs to no flag"
@@ -118,7 +118,7 @@ def cleaning_up() -> Iterator[None]:
 
 MAKERS = ("corpus", "tokenizer", "prepare", "train", "export", "demo")  # what they make is on the disk, and not what they print
 
-
+# %% ../nbs/96_options.ipynb #90a1edp1
 @contextlib.contextmanager
 def outliving_readers(words: list[str]) -> Iterator[None]:
     """Within it, a line that nobody can read any more does not end a stage that makes something.
@@ -142,7 +142,7 @@ def outliving_readers(words: list[str]) -> Iterator[None]:
         finally:
             sys.stdout, sys.stderr = before
 
-
+# %% ../nbs/96_options.ipynb #90a1edp2
 class Program(click.Group):
     "The stages in the order of the work; one line on stderr and exit status 2 for whatever the user got wrong."
 

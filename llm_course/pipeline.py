@@ -112,7 +112,7 @@ class RunStart:
         dict[str, str | None] | None
     )  # what its weights began as, if not at random: name and sha256
 
-
+# %% ../nbs/92_pipeline.ipynb #strt00p1
 def start_run(
     config: Config,
     shards: str | Path,
@@ -181,7 +181,7 @@ def check_run(config: Config, world: World) -> None:
             " try a smaller --config."
         )
 
-
+# %% ../nbs/92_pipeline.ipynb #strt00p1x
 def describe(trainer: Trainer, device: torch.device, reason: str) -> str:
     """What is about to happen, in two lines, or three where the settings do not go together."""
     config, data, world = trainer.config, trainer.data, trainer.parallel.world
@@ -239,7 +239,7 @@ def listed(changes: Mapping[str, tuple[object, object]]) -> str:
     """What has changed, as "lr 0.001 → 0.002, max_steps 300 → 500"."""
     return ", ".join(f"{name} {old} → {new}" for name, (old, new) in changes.items())
 
-
+# %% ../nbs/92_pipeline.ipynb #92metap1
 def position_in(data: TokenDataset, sequences: int, seq_len: int, document_aligned: bool) -> int:
     """Where to go on in `data` after so many sequences that were cut in another way: as many tokens on."""
     if (seq_len, document_aligned) == (data.seq_len, data.aligned):
@@ -279,7 +279,7 @@ def saved_state(folder: Path, manifest: Mapping, config: Config, trainer: Traine
         raise corrupt_file_error(folder / "trainer.pt")
     return saved
 
-
+# %% ../nbs/92_pipeline.ipynb #92resup1
 def resume_run(
     trainer: Trainer, tokenizer: Tokenizer, folder: Path, log: Log = print_message
 ) -> dict:
@@ -311,7 +311,7 @@ def resume_run(
     log_differences(trainer, manifest["run"], log)
     return manifest
 
-
+# %% ../nbs/92_pipeline.ipynb #92resup2
 def log_differences(trainer: Trainer, metadata: Mapping, log: Log) -> None:
     """Say where the text or the machine is another than that of a checkpoint."""
     now, data = run_metadata(trainer, (), None), metadata.get("data")
@@ -381,7 +381,7 @@ class Result:
     val_loss: float  # of the last validation, nats per token (nan without a validation split)
     seconds: float  # that this call took
 
-
+# %% ../nbs/92_pipeline.ipynb #92traip1
 def train(
     config: str | Path | Config,
     shards: str | Path = "data/shards",
@@ -437,7 +437,7 @@ def train(
             time.perf_counter() - started,
         )
 
-
+# %% ../nbs/92_pipeline.ipynb #92traip2
 def run_to_end(
     start: RunStart,
     out: Path,

@@ -80,7 +80,7 @@ class MemoryTrace(TorchDispatchMode):
         self.now[before], self.tags[place(t)] = self.now[before] - size, tag
         self.now[tag] += size
 
-
+# %% ../nbs/63_planner.ipynb #5b074fp1
 def place(t: Tensor) -> int:
     "What tensors that share memory have in common."
     return t.untyped_storage()._cdata
@@ -119,7 +119,7 @@ class StepEstimate:
         "The time of the step if a call takes as long as its operations at `rate`, or its bytes at `speed`, whichever is longer."
         return sum(often * max(count / rate, moved / speed) for (_, count, moved), often in self.calls.items())
 
-
+# %% ../nbs/63_planner.ipynb #5abd6ap1
 @lru_cache(maxsize=64)
 def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> StepEstimate:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
@@ -195,7 +195,7 @@ def holes(rehearsal: StepEstimate) -> int:
     if rehearsal.recomputed: return int(3.5 * rehearsal.largest)
     return int(0.45 * sum(rehearsal.memory.get(tag, 0) for tag in ("activations", "passing", "weights in bf16")))
 
-
+# %% ../nbs/63_planner.ipynb #572ccap1
 def step_memory(rehearsal: StepEstimate, on_cpu: bool, bf16: bool) -> dict[str, int]:
     "Bytes of a step at the moment when they are most, with what is there beside the tensors."
     if not on_cpu: return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
@@ -290,7 +290,7 @@ class Plan:
         return (f"It does not fit: {need} of {have}, and not one sequence does: take a smaller --seq_len or --config, or a device"
                 " with more memory. More devices do not help, since each holds the whole model.")
 
-
+# %% ../nbs/63_planner.ipynb #5c9351p1
 def plan(config: Config, batch: int | None = None, device: str = "auto", devices: int = 1, tokens: int | None = None) -> Plan:
     """What training with `config` takes: memory, time for a step, days for `tokens` (unless given, 20 a parameter).
 
@@ -326,7 +326,7 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again,
                 training.batch_size > wished)
 
-
+# %% ../nbs/63_planner.ipynb #5c9351p2
 def with_batch(config: Config, batch: int | None, devices: int, **changes: object) -> Config:
     "The config with `batch` sequences at a time on each device, in steps that are large enough for that."
     training = config.training

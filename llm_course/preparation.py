@@ -71,7 +71,7 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 def _json(value: dict) -> bytes:
     return json.dumps(value, ensure_ascii=False, indent=1).encode() + b"\n"
 
-
+# %% ../nbs/19_preparation.ipynb #c60341p1
 def _fast_tokenizer(tokenizer: Tokenizer) -> dict:
     """The content of `tokenizer.json`. Spaces stand in it as themselves, so that ▁ is a character like any other."""
     vocab = {tokenizer.piece(i).replace(SPACE, " "): i for i in range(tokenizer.vocab_size)}
@@ -109,7 +109,7 @@ def token_files(source: str | Path) -> list[Path]:
 # %% ../nbs/19_preparation.ipynb #29b43b57
 _OTHER = "it is the work of another tokenizer: give the one whose tokenizer.json datatrove had."
 
-
+# %% ../nbs/19_preparation.ipynb #29b43bp1
 class TokenFiles:
     """Documents that datatrove's `DocumentTokenizer` has tokenized, with our `tokenizer.json` and `eos_token="</s>"`.
 
@@ -346,7 +346,7 @@ def _tokenized(
                 document = Tokenized(document, None if split == "excluded" else ids[slice(*next(places))])
             yield split, document
 
-
+# %% ../nbs/19_preparation.ipynb #a2ed17p1
 def tokenize_in_parallel(workers: int) -> Callable[[Iterable, Tokenizer], Iterator[tuple[str, Tokenized]]]:
     """What `write_shards` takes as `tokenize`: documents are tokenized by `workers` processes, this one among them.
 
@@ -484,7 +484,7 @@ class ShardTexts:
             for j in range(self.shards.documents)
         )
 
-
+# %% ../nbs/19_preparation.ipynb #hold00p1
 def validation_source(data: str | Path, default: str | Path) -> str | None:
     """Where the text is that the shards in `data` are validated on; None where there is none.
 

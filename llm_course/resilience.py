@@ -141,7 +141,7 @@ def above_bar(log: Log) -> Log:
 
     return tell
 
-
+# %% ../nbs/38_resilience.ipynb #35progp1
 class Progress(Callback):
     """A progress bar (where `show` says so), and sentences about what is logged."""
 
@@ -303,7 +303,7 @@ class StopOnSignal(Callback):
         """Nothing waits any more."""
         self.release()
 
-
+# %% ../nbs/38_resilience.ipynb #fa0100p1
 def stopped_by(number: int, *told: str) -> BaseException:
     """The exception with which a program ends that a signal has stopped."""
     return KeyboardInterrupt(*told) if number == signal.SIGINT else SystemExit(128 + number)
@@ -325,7 +325,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, RuntimeError) and bool(re.search(words, str(error)))
     )
 
-
+# %% ../nbs/38_resilience.ipynb #fa0100p1x
 def suggest_micro_batch(trainer: Trainer) -> str:
     """The settings that let a step fit, found by trying; where none does, with activation checkpointing."""
     model, asked = trainer.model, trainer.micro_batch_size
@@ -403,7 +403,7 @@ class OutOfMemory(Callback):
 TIMED_STEPS = 20  # after so many steps we know roughly how long one takes
 SPARE = 0.05  # share of the time that a busier machine may take
 
-
+# %% ../nbs/38_resilience.ipynb #fd3395p1
 class TimeLimit(Callback):
     """Sets `max_steps` to what fits into the config's `max_minutes`, as the main process measures it.
 

@@ -81,7 +81,7 @@ def _check(where: str, leaves: list[tuple[str, Any, Any]]) -> None:
             if isinstance(value, Tensor):
                 sizes |= next(_sizes(array, value.shape) for array in _arrays(hint) if isinstance(value, array))
 
-
+# %% ../nbs/21_shapes.ipynb #214dc8p1
 def shape_checked(f: Callable) -> Callable:
     """Check the shapes of a function's tensors against its `jaxtyping` annotations, at each call, arguments and result.
 

@@ -65,7 +65,7 @@ def width(text: str) -> int:
     return sum(8 if c == "\t" else 0 if unicodedata.category(c) in invisible else 1 + (unicodedata.east_asian_width(c) in "WF")
                for c in text)
 
-
+# %% ../nbs/95_terminal.ipynb #wrp000p1
 class LineBreaker:
     "A text that comes in pieces, with line breaks in place of spaces so that no line has over `limit` columns (None: as it is)."
 
@@ -103,7 +103,7 @@ class LineBreaker:
         self.at, self.space, self.word = self.at + width(shown), "", ""
         return shown
 
-
+# %% ../nbs/95_terminal.ipynb #wrp000p2
 def fitted(text: str, limit: int | None, hang: int = 0) -> str:
     "A text in lines of at most `limit` columns. A command stays one: in `backquotes` in a line, after `next: ` as `copyable` breaks it."
     if text.startswith("next: "):

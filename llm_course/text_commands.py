@@ -94,7 +94,7 @@ def model_path(prefix: str) -> str:
         raise click.UsageError(f"--model_prefix {prefix} is a folder: add a name, as in {example}.")
     return f"{stem}.model"
 
-
+# %% ../nbs/97_text_commands.ipynb #3d1abap1
 @click.command(cls=Stage)
 @click.option(
     "--input",
@@ -145,7 +145,7 @@ def tokenizer(
     source = again(source)
     speak(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
-
+# %% ../nbs/97_text_commands.ipynb #3d1abap2
 def again(source: str) -> str:
     "What names a text once more: what came through a pipe has to come again, as standard input."
     from llm_course.corpus import is_stream
@@ -198,7 +198,7 @@ def show_splits(manifest: object) -> str:
         )
     return "\n".join(lines)
 
-
+# %% ../nbs/97_text_commands.ipynb #split0p1
 def check_validation(source: str, val: str | None, fraction: float | None) -> None:
     "UserError where the flags do not go together."
     from llm_course.files import UserError
