@@ -240,15 +240,15 @@ def test_settings_at_their_limits_write_on(trained):
 
 def test_a_fault_of_ours_ends_no_chat(trained, monkeypatch):
     "It costs its text a line with what happened and where; the next line is answered, and an empty one begins anew."
-    from llm_course import sampling
-    real, throws = sampling.draw, iter([True, False])
+    from llm_course import generation
+    real, throws = generation.multinomial, iter([True, False])
 
     def breaks_once(*given):
         if next(throws, False):
             raise IndexError("index 600 is out of bounds")
         return real(*given)
 
-    monkeypatch.setattr(sampling, "draw", breaks_once)
+    monkeypatch.setattr(generation, "multinomial", breaks_once)
     done = piped(trained, "Once\n\nTwice\n", "--max_new_tokens", 3, "--seed", 0)
     first, second, third = done.stdout.split("\n")[:3]
     assert done.exit_code == 2 and first == "Once" and not second.startswith("Once") and third.startswith("Twice")
