@@ -290,8 +290,8 @@ class PowerCut(BaseException):
 def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
     "Wherever an exchange stops, the file is in the folder, or in the old one that the next run puts back; and then all is clean."
     prepared(place, "--val_fraction", 0.1)
-    shards, done = place / "data/shards", []
-    put(shards / ".env", "SECRET=1")
+    folder, done = place / "data/shards", []
+    put(folder / ".env", "SECRET=1")
 
     def cut(real):
         def operation(*args, **options):
@@ -301,18 +301,18 @@ def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
             return real(*args, **options)
         return operation
 
-    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (packing, "_restore"), (packing, "_clear")):
+    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (shards, "_restore"), (shards, "_clear")):
         monkeypatch.setattr(module, name, cut(getattr(module, name)))
     try:
         assert course("prepare", "--input", "mine/lines.txt", "--seq_len", 16, cwd=place).code == 0 and moment == 11
     except PowerCut:
         assert len(done) == moment < 11
     monkeypatch.undo()
-    there = [path for path in (shards / ".env", place / "data/.shards.old/.env") if path.exists()]
+    there = [path for path in (folder / ".env", place / "data/.shards.old/.env") if path.exists()]
     assert there and there[0].read_text() == "SECRET=1"
     prepared(place, "--val_fraction", 0.1)
-    assert (shards / ".env").read_text() == "SECRET=1" and os.listdir(place / "data") == ["shards"]
-    TokenDataset(shards).verify()
+    assert (folder / ".env").read_text() == "SECRET=1" and os.listdir(place / "data") == ["shards"]
+    TokenDataset(folder).verify()
 
 
 FOREIGN = {  # what lies in the folder: what is said, and whether --force replaces it
@@ -382,7 +382,7 @@ def test_an_empty_path_is_refused(tmp_path, stage, flag):
 
 
 def test_every_path_is_known_as_one():
-    "Whatever else takes a word is no path: a text, a number, a choice, a name."
+    "Whatever else takes a word is no path: a text, a number, a choice, a name, a field of the config."
     from llm_course.cli import main
     from llm_course.options import PATH, TEXT, ConfigOption
     options = {(stage, option.opts[0].removeprefix("--")): option for stage, command in main.commands.items()
