@@ -25,10 +25,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_course.corpus import (
-    Corpus, FORMATS, SEPARATOR, find_texts, held_out, json_trouble, normalized,
-)
+from .corpus import Corpus, held_out, normalized
 from .files import UserError, is_ours, own_entry, quantity, signals_wait
+from .formats import FORMATS, SEPARATOR, find_texts, json_trouble
 from llm_course.shards import (
     HELD_OUT, BulkEncoder, Manifest, TokenDataset, Tokenized, read_ends, text_of, tokenize_documents,
 )

@@ -26,7 +26,8 @@ from llm_course.files import (
     sync_folder, write_ours,
 )
 from .tokenizer import Tokenizer, chunks_of_text, id_dtype, utf8_bytes
-from .corpus import held_out, normalized, read_whole
+from .corpus import held_out, normalized
+from .formats import read_whole
 
 # %% ../nbs/17_shards.ipynb #2f73fa71
 _MAGIC = b"MMIDIDX\x00\x00"  # how the index files of Megatron-core's IndexedDataset begin

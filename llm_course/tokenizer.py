@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .files import UserError, atomic_write, print_message
-from .corpus import read_whole
+from .formats import read_whole
 
 # %% ../nbs/15_tokenizer.ipynb #18612730
 SPACE = "\u2581"  # ▁, by which SentencePiece writes a space inside a piece

@@ -256,6 +256,7 @@ LONG_CELLS = {
     "5c85a9bd": "the loop of generation on one screen",
     "7977f78b": "half of it is the signature and what the options mean",
     "795db71d": "the figures of an evaluation, a line each",
+    "f0dbabca": "one class, whole: half of it says what may be given, and checks it",
 }  # id of a code cell of more than 40 lines: the reason that a reader would be given
 
 
