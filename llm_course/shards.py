@@ -11,19 +11,17 @@ import json
 import numpy as np
 import os
 import re
-import shutil
-import signal
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from llm_course.files import (
-    UserError, RECORD, atomic_write, check_ours, file_sha256, quantity, record, signals_wait,
-    sync_folder, write_ours,
+    UserError, RECORD, atomic_write, beside, check_ours, file_sha256, quantity, record, replace_folder,
+    restore_folder, write_ours,
 )
 from .tokenizer import Tokenizer, chunks_of_text, id_dtype, utf8_bytes
 from .corpus import held_out, normalized
@@ -137,7 +135,7 @@ class Manifest:
     def load(cls, folder: str | Path) -> "Manifest":
         """Read `manifest.json`; `UserError` when there is none, or when it says something other than it should."""
         path = Path(folder) / "manifest.json"
-        _restore(Path(folder))
+        restore_folder(Path(folder), beside(Path(folder), "old"), _has_manifest)
         try:
             with path.open("rb") as file:
                 raw = json.loads(written := read_whole(file, 2**26))
@@ -212,11 +210,6 @@ _LEFTOVER = re.compile(
 )
 
 
-def _beside(folder: Path, ending: str) -> Path:
-    """A hidden neighbour of `folder`, so on the same disk, where renaming is one step."""
-    return folder.with_name(f".{folder.name}.{ending}")
-
-
 def _has_manifest(folder: Path) -> bool:
     """Whether the folder has a manifest that begins as ours do; it may be damaged further on."""
     try:
@@ -224,12 +217,6 @@ def _has_manifest(folder: Path) -> bool:
             return file.read(15) == b'{\n "vocab_size"'
     except OSError:
         return False
-
-
-def _restore(folder: Path) -> None:
-    """Undo half an exchange: a run that was killed between its two renames has left the old folder beside its place."""
-    if not folder.exists() and _has_manifest(_beside(folder, "old")):
-        _beside(folder, "old").rename(folder)
 
 
 def _foreign(folder: Path) -> list[Path]:
@@ -242,87 +229,7 @@ def _foreign(folder: Path) -> list[Path]:
         and path.name != HELD_OUT
     ]
 
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """The same file under a second name or, where a disk has no links, a copy."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(source, target, follow_symlinks=False)
-
-# %% ../nbs/17_shards.ipynb #swap0001
-@contextmanager
-def _replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write in, which takes the place of `folder` at the end; until then, and on any error, the old one stays."""
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    with _alone_in(new):
-        try:
-            _restore(folder)
-            for leftover in (new, old):
-                _clear(leftover, folder)
-            yield new
-            for path in _foreign(folder) if folder.exists() else []:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
-                else:
-                    _link(path, new / path.name)
-            sync_folder(new)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-            sync_folder(folder.parent)
-        finally:
-            _restore(folder)
-            for leftover in (new, old):
-                with suppress(OSError, UserError):
-                    _clear(leftover, folder)
-                    leftover.rmdir()
-
-
-def _clear(leftover: Path, folder: Path) -> None:
-    """Empty what is left of an exchange; `UserError` where it has files of others."""
-    if not leftover.exists():
-        return
-    strangers = [path for path in _foreign(leftover) if not os.path.lexists(folder / path.name)]
-    if strangers:
-        raise UserError(f"{strangers[0]} is in the way, and not from this program: move it away.")
-    for path in leftover.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
 # %% ../nbs/17_shards.ipynb #swap0002
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Within it the folder is there, for this process alone; `UserError` while another writes to it. (Not on Windows.)"""
-    if os.name == "nt":
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-        return
-    import fcntl
-
-    number = made = None
-    try:
-        # a disk may take its time over a new folder: a signal in between waits until we know that it is ours
-        with signals_wait(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            made = not folder.exists()
-            folder.mkdir(parents=True, exist_ok=True)
-            number = os.open(folder, os.O_RDONLY)
-        mine = False
-        with suppress(BlockingIOError):
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = folder.exists() and os.path.samestat(os.fstat(number), folder.stat())
-        if not mine:
-            raise UserError(
-                f"Another run is writing to {folder}: wait for it, or choose another --out_dir."
-            )
-        yield
-    finally:
-        if number is not None:
-            os.close(number)
-        if made and folder.exists():
-            with suppress(OSError):
-                folder.rmdir()  # empty where nothing was written, and gone where it took its place
-
-
 def _check_place(folder: Path, force: bool) -> None:
     """The folder of shards is replaced whole, so all that can be seen in it must be ours."""
     if not folder.exists():
@@ -468,7 +375,7 @@ def write_shards(
     _check_place(out_dir, force)
     dtype = id_dtype(tokenizer.vocab_size)
     try:
-        with _replaced_folder(out_dir) as folder:
+        with replace_folder(out_dir, others=_foreign, whole=_has_manifest, flag="--out_dir") as folder:
             writers = {split: _ShardWriter(folder, split, dtype, shard_tokens) for split in ("train", "val")}
             seen: dict[bytes, int] = {}
             routed = _routed(train_documents, val_documents, val_fraction, seen)

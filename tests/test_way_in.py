@@ -10,7 +10,7 @@ import pytest
 from conftest import course, fine, snapshot
 from test_texts import through_a_pipe
 
-from llm_course import shards
+from llm_course import files, shards
 from llm_course.corpus import Corpus, write_tales_corpus
 from llm_course.files import RECORD, UserError
 from llm_course.tales import sample_tales
@@ -299,7 +299,7 @@ def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
             return real(*args, **options)
         return operation
 
-    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (packing, "_restore"), (packing, "_clear")):
+    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (files, "restore_folder"), (files, "clear_folder")):
         monkeypatch.setattr(module, name, cut(getattr(module, name)))
     try:
         assert course("prepare", "--input", "mine/lines.txt", "--seq_len", 16, cwd=place).code == 0 and moment == 11
