@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'SEPARATOR', 'Decode', 'FORMATS', 'TEXT_ENDINGS', 'JSON_ENDINGS', 'NOT_TEXT', 'NOISE', 'SYNONYMS',
-           'check_size', 'read_whole', 'lines_of', 'each_line', 'each_paragraph', 'whole_file', 'between', 'Format',
-           'text_format', 'has_blank_lines', 'json_text', 'json_documents', 'kinds_of_lines', 'read_head', 'noise',
-           'refuse_noise', 'begins_json', 'json_trouble', 'is_product', 'walk', 'matches', 'is_held_out',
-           'kind_of_file', 'find_texts', 'is_stream', 'is_device', 'copy_stream', 'remove_copy', 'check_reading',
-           'opened', 'decode_text', 'formats_for', 'find_format', 'tell_left_out', 'no_texts', 'choose_files',
-           'check_found']
+           'check_size', 'read_whole', 'lines_of', 'each_line', 'each_paragraph', 'whole_file', 'between', 'utf8_bytes',
+           'chunks_of_text', 'Format', 'text_format', 'has_blank_lines', 'json_text', 'json_documents',
+           'kinds_of_lines', 'read_head', 'noise', 'refuse_noise', 'begins_json', 'json_trouble', 'is_product', 'walk',
+           'matches', 'is_held_out', 'kind_of_file', 'find_texts', 'is_stream', 'is_device', 'copy_stream',
+           'remove_copy', 'check_reading', 'opened', 'decode_text', 'formats_for', 'find_format', 'tell_left_out',
+           'no_texts', 'choose_files', 'check_found']
 
 # %% ../nbs/03_formats.ipynb #03import
 import codecs
@@ -118,6 +118,28 @@ def between(separator: str) -> Callable[[IO[bytes]], Iterator[tuple[int, bytes]]
         yield start, b"".join(read)
 
     return pieces
+
+# %% ../nbs/03_formats.ipynb #03utf802
+_WORD_START = re.compile(r"(?<=[^ ]) ")
+
+
+def utf8_bytes(text: str) -> bytes:
+    "The bytes of `text`; `UserError` when it is not valid Unicode."
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise UserError(f"The text is not valid Unicode: character {error.start:,} is {half!a}, half of a pair.") from None
+
+
+def chunks_of_text(text: str, size: int = 10_000) -> Iterator[str]:
+    "Cut `text` before words, every `size` characters or a little later; joined they are `text`."
+    start = 0
+    while start < len(text):
+        space = _WORD_START.search(text, start + size)
+        end = space.start() if space else len(text)
+        yield text[start:end]
+        start = end
 
 # %% ../nbs/03_formats.ipynb #ddcdf262
 SEPARATOR = "<|endoftext|>"  # stands between documents in many published corpora

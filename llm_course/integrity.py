@@ -36,9 +36,8 @@ from llm_course.checkpoint import (
 )
 from .config import Config, ModelConfig, TrainingConfig, make_config
 from .device import memory_of
-from .files import UserError, file_sha256, print_message, read_json
+from .files import UserError, file_sha256, print_message, read_json, with_checksum
 from .gpt import GPT
-from .shards import with_checksum
 from .tokenizer import Tokenizer
 from .training import TrainState, read_log
 

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from .checkpoint import newest_checkpoint, save_checkpoint
 from .config import Config
-from .device import STOPPING, dtype_name, memory_of
-from .files import UserError, atomic_write, message_stream, print_message, quantity
+from .device import dtype_name, memory_of
+from .files import STOPPING, UserError, atomic_write, message_stream, print_message, quantity
 from .gpt import GPT
 from .packing import batch_indices
 from .tokenizer import Tokenizer
@@ -437,7 +437,7 @@ def suggest_micro_batch(trainer: Trainer) -> str:
             )
     return "not even one sequence does; try a smaller --seq_len or --config"
 
-# %% ../nbs/38_resilience.ipynb #fa0100s1
+# %% ../nbs/38_resilience.ipynb #696557aa
 def fits_in_memory(
     model: GPT, optimizers: list[torch.optim.Optimizer], size: int, rows: int, dtype: torch.dtype
 ) -> bool:
@@ -457,7 +457,7 @@ def fits_in_memory(
     finally:
         model.zero_grad()
 
-# %% ../nbs/38_resilience.ipynb #fa0100s2
+# %% ../nbs/38_resilience.ipynb #9ddd3f66
 class OutOfMemory(Callback):
     """Where memory does not suffice for a step, ends the run with a UserError that says what would fit."""
 

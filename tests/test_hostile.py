@@ -28,11 +28,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from llm_course.corpus import Corpus
-from llm_course.files import UserError
+from llm_course.files import UserError, with_checksum
 from llm_course.tales import sample_tales
 from llm_course.config import ModelConfig
 from llm_course.preparation import TokenFiles
-from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, with_checksum, write_ends, write_index, write_shards
+from llm_course.shards import Manifest, TokenDataset, read_ends, read_index, write_ends, write_index, write_shards
 from llm_course.preparation import huggingface_files
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.checkpoint import json_bytes, prune

@@ -257,6 +257,7 @@ LONG_CELLS = {
     "7977f78b": "half of it is the signature and what the options mean",
     "795db71d": "the figures of an evaluation, a line each",
     "f0dbabca": "one class, whole: half of it says what may be given, and checks it",
+    "ef4a6af2": "one class, whole: text to ids and back, a method of a few lines for each way",
 }  # id of a code cell of more than 40 lines: the reason that a reader would be given
 
 

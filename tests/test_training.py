@@ -26,15 +26,15 @@ from llm_course.checkpoint import (CHECKPOINT_FILES, find_checkpoint, json_bytes
                                    step_folders, torch_bytes, trainer_state)
 from llm_course.config import load_config
 from llm_course.kernels import is_compiled
-from llm_course.device import STOPPING, World, memory_of, pick_device, pick_precision
-from llm_course.files import UserError, folder_lock
+from llm_course.device import World, memory_of, pick_device, pick_precision
+from llm_course.files import STOPPING, UserError, folder_lock, with_checksum
 from llm_course.gpt import GPT
 from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
 from llm_course.optim import Muon, clip_gradients, learning_rate, newton_schulz, set_learning_rate
 from llm_course.packing import batch_indices
 from llm_course.pipeline import config_changes, resume_run, start_run, time_needed, train, train_on_tales
 from llm_course.resilience import SPARE, TimeLimit, first_nonfinite, suggest_micro_batch, update_loss_stats
-from llm_course.shards import TokenDataset, with_checksum, write_shards
+from llm_course.shards import TokenDataset, write_shards
 from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 from llm_course.training import Callback, Trainer, TrainState, fit, read_log

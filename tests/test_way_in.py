@@ -205,7 +205,7 @@ def test_a_manifest_of_an_earlier_version_opens(place):
     prepared(place, "--val_fraction", 0)
     path = place / "data/shards/manifest.json"
     raw = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("val_sha256", "excluded_tokens")}
-    path.write_bytes(shards._as_file(shards.with_checksum(raw)))
+    path.write_bytes(shards._as_file(files.with_checksum(raw)))
     assert Manifest.load(path.parent).val_sha256 == "" and len(TokenDataset(path.parent)) > 0
     prepared(place)
 
