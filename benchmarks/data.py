@@ -188,12 +188,12 @@ def command(stage: str, megabytes: int, folder: Path) -> dict:
 def learning(text: str, folder: Path) -> dict:
     """What `tokenizer` does: seconds to read a text, to choose from it, and to learn 32,000 pieces from at most 100 MB."""
     from llm_course import tokenizer
-    from llm_course.corpus import Corpus
+    from llm_course.corpus import Corpus, sample
 
     seconds = [time.perf_counter()]
     documents = list(Corpus(folder / f"{text}.txt", TEXTS[text]))
     seconds.append(time.perf_counter())
-    chosen = tokenizer.sample(tokenizer._trainable(documents), 100_000_000, say=lambda line: None)
+    chosen = sample(tokenizer._trainable(documents), 100_000_000, say=lambda line: None)
     seconds.append(time.perf_counter())
     tokenizer._train(chosen, 32_000)
     seconds.append(time.perf_counter())

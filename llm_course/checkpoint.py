@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save
 
 from .config import Config, TrainingConfig, make_config
 from .device import dtype_name
-from .files import UserError, read_json, write_folder
+from .files import UserError, read_json, with_checksum, write_folder
 from .gpt import GPT
 from .preparation import huggingface_files
 from .runs import find_checkpoint, point_latest, prune
-from .shards import with_checksum
 from .tokenizer import Tokenizer
 from .training import TrainState
 

@@ -37,7 +37,7 @@ from llm_course.runs import (
     read_log,
     step_folders,
 )
-from .shards import with_checksum
+from .files import with_checksum
 from .tokenizer import Tokenizer
 from .training import TrainState
 

@@ -26,16 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_course.corpus import (
-    FORMATS,
-    SEPARATOR,
-    Corpus,
-    find_texts,
-    held_out,
-    json_trouble,
-    normalized,
-)
+from .corpus import Corpus, held_out, normalized
 from .files import UserError, is_ours, own_entry, quantity, signals_wait
+from .formats import FORMATS, SEPARATOR, find_texts, json_trouble
 from llm_course.shards import (
     HELD_OUT,
     BulkEncoder,

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoint import save_checkpoint
-from .device import STOPPING, memory_of
+from .device import memory_of
+from .files import STOPPING
 from .files import UserError, message_stream, print_message, quantity
 from .gpt import GPT
 from .packing import batch_indices

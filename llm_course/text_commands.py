@@ -148,7 +148,7 @@ def tokenizer(
 # %% ../nbs/97_text_commands.ipynb #3d1abap2
 def again(source: str) -> str:
     "What names a text once more: what came through a pipe has to come again, as standard input."
-    from llm_course.corpus import is_stream
+    from llm_course.formats import is_stream
 
     return "-" if is_stream(Path(source)) else source
 

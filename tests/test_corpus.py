@@ -11,8 +11,9 @@ from conftest import PATIENCE, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import Corpus, between, held_out, normalized, write_tales_corpus
+from llm_course.corpus import Corpus, held_out, normalized, write_tales_corpus
 from llm_course.files import UserError, atomic_write, did_you_mean, folder_lock
+from llm_course.formats import between
 from llm_course.tales import check_tale
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1).filter(

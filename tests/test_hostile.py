@@ -37,12 +37,12 @@ from llm_course.integrity import load_verified
 from llm_course.pipeline import resume_run, start_run, train
 from llm_course.preparation import TokenFiles, huggingface_files
 from llm_course.runs import prune, read_log
+from llm_course.files import with_checksum
 from llm_course.shards import (
     Manifest,
     TokenDataset,
     read_ends,
     read_index,
-    with_checksum,
     write_ends,
     write_index,
     write_shards,

@@ -259,6 +259,8 @@ LONG_CELLS = {
     "c88b4b2e": "the model, whole",
     "32trainr": "what a run works with, and a step of it: one class, mostly names with what they mean",
     "32fit001": "the training loop on one screen",
+    "f0dbabca": "one class, whole: half of it says what may be given, and checks it",
+    "ef4a6af2": "one class, whole: text to ids and back, a method of a few lines for each way",
 }  # id of a code cell of more than 40 lines: the reason that a reader would be given
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_course import corpus
+from llm_course import formats
 from llm_course.corpus import Corpus, normalized, write_tales_corpus
 from llm_course.files import UserError
 
@@ -203,7 +203,7 @@ def test_a_folder_is_read_without_what_is_hidden(tmp_path):
     "All endings of texts in any case, links to folders, loops; what is left out is counted and named, and no hidden file is read."
     for name in ("a.TXT", "b.md", "c.text", "d.Txt", "deep/e.txt"):
         put(tmp_path / "t" / name, name)
-    for name in (".hidden.txt", ".git/f.txt", ".ipynb_checkpoints/a.txt", corpus.RECORD, "deep/.env.txt"):
+    for name in (".hidden.txt", ".git/f.txt", ".ipynb_checkpoints/a.txt", formats.RECORD, "deep/.env.txt"):
         put(tmp_path / "t" / name, "hidden")
     for name in ("g.jsonl.gz", "h.PNG", "deep/i.gz", "README"):
         put(tmp_path / "t" / name, b"\x1f\x8b")
@@ -276,7 +276,7 @@ STREAMED = {"lines": (BEGINNING + b"the end\n", 100_001), "JSON lines": ((jsonl(
 @pytest.mark.parametrize("content", STREAMED)
 def test_a_pipe_is_read_from_its_first_byte(tmp_path, monkeypatch, content):
     "Twice as well, as from a file; and its copy goes with the corpus."
-    monkeypatch.setattr(corpus.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(formats.tempfile, "tempdir", str(tmp_path))
     data, number = STREAMED[content]
 
     def read(path):
@@ -314,11 +314,11 @@ def test_what_cannot_be_read_has_a_name(path):
 
 def test_a_copy_for_which_there_is_no_room(tmp_path, monkeypatch):
     "The sentence says where there is no room, and what to change; nothing is left there."
-    monkeypatch.setattr(corpus.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(formats.tempfile, "tempdir", str(tmp_path))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(corpus.shutil, "copyfileobj", full)
+    monkeypatch.setattr(formats.shutil, "copyfileobj", full)
     told = through_a_pipe(b"one\n", sentence)
     assert str(tmp_path) in told and "TMPDIR" in told and os.listdir(tmp_path) == []

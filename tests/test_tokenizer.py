@@ -14,11 +14,13 @@ import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_course.corpus import sample
 from llm_course.files import UserError
+from llm_course.formats import chunks_of_text
 from llm_course.preparation import huggingface_files
 from llm_course.shards import BulkEncoder, EncodeCache
 from llm_course.tales import sample_tales
-from llm_course.tokenizer import _SETTINGS, Tokenizer, chunks_of_text, sample, train_tokenizer
+from llm_course.tokenizer import _SETTINGS, Tokenizer, train_tokenizer
 
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", "\n", "\r\n", "\t", "\0", "▁", "▅", "</s>", "<unk>", "<0x41>", "\u00a0",

@@ -10,7 +10,7 @@ import pytest
 from conftest import course, fine, snapshot
 from test_texts import through_a_pipe
 
-from llm_course import shards
+from llm_course import files, shards
 from llm_course.corpus import Corpus, write_tales_corpus
 from llm_course.files import RECORD, UserError
 from llm_course.preparation import ShardTexts, as_text, validation_source
@@ -205,7 +205,7 @@ def test_a_manifest_of_an_earlier_version_opens(place):
     prepared(place, "--val_fraction", 0)
     path = place / "data/shards/manifest.json"
     raw = {key: value for key, value in json.loads(path.read_text()).items() if key not in ("val_sha256", "excluded_tokens")}
-    path.write_bytes(shards._as_file(shards.with_checksum(raw)))
+    path.write_bytes(shards._as_file(files.with_checksum(raw)))
     assert Manifest.load(path.parent).val_sha256 == "" and len(TokenDataset(path.parent)) > 0
     prepared(place)
 
@@ -301,7 +301,7 @@ def test_hidden_files_survive_a_crash_at_any_moment(place, monkeypatch, moment):
             return real(*args, **options)
         return operation
 
-    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (shards, "_restore"), (shards, "_clear")):
+    for module, name in ((os, "rename"), (os, "link"), (os, "rmdir"), (files, "restore_folder"), (files, "clear_folder")):
         monkeypatch.setattr(module, name, cut(getattr(module, name)))
     try:
         assert course("prepare", "--input", "mine/lines.txt", "--seq_len", 16, cwd=place).code == 0 and moment == 11
