@@ -14,8 +14,18 @@ from pathlib import Path
 
 from .files import print_message, write_ours
 from llm_course.formats import (
-    check_found, check_reading, choose_files, copy_stream, decode_text, find_format, formats_for, is_stream, opened,
-    remove_copy, tell_left_out, utf8_bytes,
+    check_found,
+    check_reading,
+    choose_files,
+    copy_stream,
+    decode_text,
+    find_format,
+    formats_for,
+    is_stream,
+    opened,
+    remove_copy,
+    tell_left_out,
+    utf8_bytes,
 )
 from .tales import tales
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .files import UserError, RECORD, did_you_mean, is_ours, read_record
+from .files import RECORD, UserError, did_you_mean, is_ours, read_record
 
 # %% ../nbs/03_formats.ipynb #9935b32e
 LARGEST = 2**27  # bytes of a document: a longer one means that documents are told apart in the wrong way

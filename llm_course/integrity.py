@@ -26,7 +26,7 @@ from torch import Tensor
 from .checkpoint import FORMAT, Checkpoint, json_bytes
 from .config import Config, ModelConfig, TrainingConfig, make_config
 from .device import memory_of
-from .files import UserError, file_sha256, print_message, read_json
+from .files import UserError, file_sha256, print_message, read_json, with_checksum
 from .gpt import GPT
 from llm_course.runs import (
     CHECKPOINT_FILES,
@@ -37,7 +37,6 @@ from llm_course.runs import (
     read_log,
     step_folders,
 )
-from .files import with_checksum
 from .tokenizer import Tokenizer
 from .training import TrainState
 

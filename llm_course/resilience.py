@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from .checkpoint import save_checkpoint
 from .device import memory_of
-from .files import STOPPING
-from .files import UserError, message_stream, print_message, quantity
+from .files import STOPPING, UserError, message_stream, print_message, quantity
 from .gpt import GPT
 from .packing import batch_indices
 from .runs import Log, newest_checkpoint

@@ -8,7 +8,6 @@ __all__ = ['ANEW', 'HELD_OUT', 'write_index', 'read_index', 'write_ends', 'read_
 # %% ../nbs/17_shards.ipynb #17import
 import hashlib
 import json
-import numpy as np
 import os
 import re
 import struct
@@ -19,13 +18,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_course.files import (
-    UserError, RECORD, atomic_write, beside, check_ours, file_sha256, quantity, record, replace_folder,
-    restore_folder, with_checksum, write_ours,
-)
-from .tokenizer import Tokenizer, id_dtype
+import numpy as np
+
 from .corpus import held_out, normalized
+from llm_course.files import (
+    RECORD,
+    UserError,
+    atomic_write,
+    beside,
+    check_ours,
+    file_sha256,
+    quantity,
+    record,
+    replace_folder,
+    restore_folder,
+    with_checksum,
+    write_ours,
+)
 from .formats import chunks_of_text, read_whole, utf8_bytes
+from .tokenizer import Tokenizer, id_dtype
 
 # %% ../nbs/17_shards.ipynb #2f73fa71
 _MAGIC = b"MMIDIDX\x00\x00"  # how the index files of Megatron-core's IndexedDataset begin

@@ -16,7 +16,15 @@ from random import Random
 
 from .files import UserError
 from llm_course.grammar import (
-    Choice, Grammar, Section, Verdict, check_circles, check_options, check_table, check_template, read_sections,
+    Choice,
+    Grammar,
+    Section,
+    Verdict,
+    check_circles,
+    check_options,
+    check_table,
+    check_template,
+    read_sections,
 )
 
 # %% ../nbs/11_tales.ipynb #773b8225

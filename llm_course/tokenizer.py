@@ -7,11 +7,12 @@ __all__ = ['SPACE', 'id_dtype', 'Tokenizer', 'train_tokenizer']
 import codecs
 import hashlib
 import io
-import numpy as np
 import re
-import sentencepiece as spm
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
 
 from .corpus import sample
 from .files import UserError, atomic_write, print_message

@@ -32,12 +32,11 @@ from llm_course.config import Config, ModelConfig, TrainingConfig, load_config
 from llm_course.corpus import Corpus
 from llm_course.demo import StageCache
 from llm_course.device import pick_device
-from llm_course.files import UserError, read_json
+from llm_course.files import UserError, read_json, with_checksum
 from llm_course.integrity import load_verified
 from llm_course.pipeline import resume_run, start_run, train
 from llm_course.preparation import TokenFiles, huggingface_files
 from llm_course.runs import prune, read_log
-from llm_course.files import with_checksum
 from llm_course.shards import (
     Manifest,
     TokenDataset,

@@ -25,9 +25,8 @@ from llm_course import checkpoint, demo, pipeline, resilience, training
 from llm_course.checkpoint import json_bytes, torch_bytes, trainer_state
 from llm_course.config import load_config
 from llm_course.demo import time_needed, train_on_tales
-from llm_course.device import memory_of, pick_device, pick_precision, World
-from llm_course.files import STOPPING
-from llm_course.files import UserError, folder_lock
+from llm_course.device import World, memory_of, pick_device, pick_precision
+from llm_course.files import STOPPING, UserError, folder_lock, with_checksum
 from llm_course.gpt import GPT
 from llm_course.integrity import FORMAT_BEFORE, RENAMED_FIELDS, RENAMED_STATE, load_verified
 from llm_course.kernels import accelerate, is_compiled
@@ -50,7 +49,6 @@ from llm_course.runs import (
     read_log,
     step_folders,
 )
-from llm_course.files import with_checksum
 from llm_course.shards import TokenDataset, write_shards
 from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
