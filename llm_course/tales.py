@@ -81,7 +81,7 @@ def load_stories(folder: Traversable = STORIES) -> Stories:
     texts = ({name: section.text for name, section in each.items()} for each in (words, passages, shapes))
     return Stories(*texts)
 
-
+# %% ../nbs/11_tales.ipynb #stor0005
 def check_stories(words: dict[str, Section], passages: dict[str, Section], shapes: dict[str, Section]) -> None:
     "`UserError` for the first mistake in sections of words, passages and shapes."
     for section in words.values():

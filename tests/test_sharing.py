@@ -273,11 +273,11 @@ def test_a_place_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path):
 @pytest.mark.parametrize("when", ["writing", "moving"])
 def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch):
     "The disk is full in the middle of the new folder, or a rename fails between the old one and the new."
-    import llm_course.files as files
+    from llm_course import export
     folder = export_hf(checkpoint, tmp_path / "export", log=quiet)
     before, full = snapshot(folder), OSError(28, "No space left on device")
 
-    def no_space(path: Path, data: bytes, write=files.write_synced) -> None:
+    def no_space(path: Path, data: bytes, write=export.write_synced) -> None:
         if path.name == "README.md":
             raise full
         write(path, data)
@@ -288,7 +288,7 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
         return rename(path, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
+        patched.setattr(export, "write_synced", no_space) if when == "writing" else patched.setattr(Path, "rename", no_move)
         with pytest.raises(UserError, match="export cannot be written: No space left on device"):
             export_hf(checkpoint, folder, dtype="bfloat16", log=quiet)
     assert snapshot(folder) == before and is_ours(folder)
