@@ -1,6 +1,7 @@
 "Every field of the package comes from settings.ini, the file that nbdev reads too."
 from configparser import ConfigParser
 from pathlib import Path
+
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent

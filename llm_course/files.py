@@ -218,7 +218,7 @@ def record_ours(path: str | Path, what: str, **more: object) -> None:
     "Record that this program wrote the file or folder at `path`; `what` it is, in a word or two."
     add_to_record(path, {**digest(Path(path)), "what": what, **more})
 
-
+# %% ../nbs/02_files.ipynb #ours00p1
 @contextmanager
 def write_ours(
     path: str | Path, mode: str = "wb", *, what: str, force: bool = False, **more: object
@@ -302,7 +302,7 @@ class MessageStream:
         if self.required:
             raise SystemExit(1 if gone else 2)
 
-
+# %% ../nbs/02_files.ipynb #said00p1
 _streams: dict[str, MessageStream] = {}
 
 

@@ -258,7 +258,7 @@ def noise(head: bytes) -> float:
     wrong = text.count("\ufffd") - head.count("\ufffd".encode()) + text.count("\0")
     return wrong / max(len(text), 1)
 
-
+# %% ../nbs/03_formats.ipynb #14e35ep1
 def refuse_noise(head: bytes, name: str, errors: str) -> None:
     "`UserError` where a file that begins so is no text."
     kind = next((kind for magic, kind in NOT_TEXT.items() if head.startswith(magic)), None)
@@ -325,7 +325,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         products = set(visible) - set(folders)
         yield Path(root), sorted(products.union(n for n in names if not n.startswith(".")))
 
-
+# %% ../nbs/03_formats.ipynb #256d3ep1
 def matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     "What a glob names, part by part: what has that very name, or else what it stands for."
     if not parts:
@@ -355,7 +355,7 @@ def kind_of_file(file: Path) -> str:
         return "no file" if file.exists() else "a link to nothing"
     return "held out" if is_held_out(file) else file.suffix or "no ending"
 
-
+# %% ../nbs/03_formats.ipynb #find00p1
 def find_texts(source: str) -> tuple[list[Path], list[Path]]:
     "The texts that a file, a folder or a glob names, sorted, and what lies there and is left out."
     path = Path(source)
@@ -400,7 +400,7 @@ def is_device(f: IO[bytes]) -> bool:
         return False
     return stat.S_ISBLK(mode) or stat.S_ISCHR(mode) and not f.isatty()
 
-
+# %% ../nbs/03_formats.ipynb #pipe00p1
 def copy_stream(path: Path, name: str) -> Path:
     "A temporary file with all that comes out of a stream."
     stream = getattr(sys.stdin, "buffer", None) if str(path) == "-" else path

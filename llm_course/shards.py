@@ -108,7 +108,7 @@ class Shard:
 def _as_file(record: dict) -> bytes:
     return json.dumps(record, indent=1).encode() + b"\n"
 
-
+# %% ../nbs/17_shards.ipynb #c2f934p1
 @dataclass(frozen=True)
 class Manifest:
     """What a folder of shards holds, and what it was made with."""
@@ -379,7 +379,7 @@ def write_shards(
         raise UserError(f"The shards cannot be written to {out_dir}: {error.strerror or error}.") from error
     return manifest
 
-
+# %% ../nbs/17_shards.ipynb #344b84p1
 def _keep_text(text: bytes, folder: Path) -> str:
     """Write the text of the documents that were held out, on record as such; its sha256."""
     with write_ours(folder / HELD_OUT, what="documents held out", of="the text of these shards") as file:
