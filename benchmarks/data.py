@@ -50,7 +50,7 @@ def write_texts(folder: Path, megabytes: int) -> None:
     for text, form in TEXTS.items():
         if not (folder / f"{text}.model").exists():
             corpus = Corpus(folder / f"{text}.txt", form)
-            tokenizer = train_tokenizer(corpus, 32_000, sample_bytes=10_000_000, say=lambda line: None)
+            tokenizer = train_tokenizer(corpus, 32_000, sample_bytes=10_000_000, log=lambda line: None)
             tokenizer.save(folder / f"{text}.model")
             (folder / f"{text}.json").write_bytes(huggingface_files(tokenizer)["tokenizer.json"])
 
@@ -193,7 +193,7 @@ def learning(text: str, folder: Path) -> dict:
     seconds = [time.perf_counter()]
     documents = list(Corpus(folder / f"{text}.txt", TEXTS[text]))
     seconds.append(time.perf_counter())
-    chosen = sample(tokenizer._trainable(documents), 100_000_000, say=lambda line: None)
+    chosen = sample(tokenizer._trainable(documents), 100_000_000, log=lambda line: None)
     seconds.append(time.perf_counter())
     tokenizer._train(chosen, 32_000)
     seconds.append(time.perf_counter())

@@ -101,12 +101,12 @@ def foretell(point: dict, speed: float) -> dict:
     import torch
 
     from llm_course.device import rate_at_shapes
-    from llm_course.planner import rehearse, step_memory
+    from llm_course.planner import simulate_step, step_memory
 
     config = config_of(point)
     bf16 = config.training.precision == "bf16"
     dtype, rows = (torch.bfloat16 if bf16 else torch.float32), config.tokens_per_step
-    played, rate = rehearse(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype)
+    played, rate = simulate_step(config, dtype), rate_at_shapes(config.model, min(rows, 1024), dtype)
     memory = step_memory(played, True, bf16)
     return {"seconds": played.seconds(rate, speed), "least": config.model.flops_per_token() * rows / rate,
             "bytes": sum(memory.values()), "memory": memory, "parameters": config.model.n_params}
@@ -141,11 +141,11 @@ def foretell_on_gpu(point: dict, speed: float) -> dict:
     import torch
 
     from llm_course.device import rate_at_shapes
-    from llm_course.planner import rehearse
+    from llm_course.planner import simulate_step
 
     config = config_of(point)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    played = rehearse(config, dtype, on_cpu=False)
+    played = simulate_step(config, dtype, on_cpu=False)
     rate = rate_at_shapes(config.model, 8192, dtype, "cuda")
     return {"seconds": played.seconds(rate, speed), "bytes": sum(played.memory.values()) + WORKSPACES, "memory": played.memory,
             "parameters": config.model.n_params}

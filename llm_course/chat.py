@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from .files import visible
-from .terminal import LineBreaker, columns, format_table, speak
+from .terminal import LineBreaker, columns, format_table, print_wrapped
 
 # %% ../nbs/98_chat.ipynb #e6539547
 def check_prompt(checkpoint: object, prompt: str) -> None:
@@ -95,7 +95,7 @@ class Chat:
         finally:
             click.echo(lines.rest())
         while self.notes:
-            speak(f"({self.notes.pop()})", err=True)
+            print_wrapped(f"({self.notes.pop()})", err=True)
         if self.keyboard:
             click.echo(f"(seed {self.seed}: {'the end' if self.session.ended else 'an empty line goes on'})", err=True)
 
@@ -116,8 +116,8 @@ class Chat:
 
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
-        from llm_course.grading import verdict
-        speak(f"  {visible(verdict(self.last().text))}", hang=2)
+        from llm_course.grading import describe_validity
+        print_wrapped(f"  {visible(describe_validity(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:
         "Write the last text to a new file."

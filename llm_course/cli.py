@@ -48,8 +48,8 @@ from llm_course.terminal import (
     first_process,
     fitted,
     format_table,
+    print_wrapped,
     show_command,
-    speak,
 )
 from .text_commands import corpus, open_corpus, prepare, tokenizer
 
@@ -99,12 +99,12 @@ def train(ctx: click.Context, config: str, resume: bool, init_from: str | None, 
         return
     if init_from:
         refuse_shape(typed, init_from)
-    result = run(chosen, data, out, resume=resume, init_from=init_from, device=device, sampler=sample_text, say=speak,
+    result = run(chosen, data, out, resume=resume, init_from=init_from, device=device, sampler=sample_text, log=print_wrapped,
                  command=typed_command(ctx), verify=verify)
     if first_process():
-        speak(format_table({"steps": result.steps, "tokens seen": result.tokens, "training loss": result.loss,
+        print_wrapped(format_table({"steps": result.steps, "tokens seen": result.tokens, "training loss": result.loss,
                      "validation loss": "none" if math.isnan(result.val_loss) else result.val_loss, "checkpoint": result.checkpoint}))
-        speak(next_measurement(f"{out}/latest", data))
+        print_wrapped(next_measurement(f"{out}/latest", data))
 
 # %% ../nbs/99_cli.ipynb #11987b2a
 def only_the_demo() -> bool:
@@ -152,7 +152,7 @@ def open_measured(source: str | None, documents: str, errors: str) -> Iterable[s
     if not (Path(source) / "manifest.json").is_file():
         return open_corpus(source, documents, errors)
     text = ShardTexts(source)
-    speak(text.describe())
+    print_wrapped(text.describe())
     return text
 
 
@@ -191,7 +191,7 @@ def evaluate(tok: str | None, ckpt: str, source: str | None, stride: int | None,
     counted = "as lm-evaluation-harness does" if harness else "with the end of each document"
     rows = {"checkpoint": checkpoint.path, "context": checkpoint.model.config.seq_len, "counted": counted}
     click.echo(format_table(rows | figures(found.without_ends if harness else found), columns(sys.stdout)))
-    speak(next_command("generate", ckpt=ckpt))
+    print_wrapped(next_command("generate", ckpt=ckpt))
 
 # %% ../nbs/99_cli.ipynb #ad682467
 @main.command(cls=Computing)
@@ -204,7 +204,7 @@ def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str,
     from llm_course.chat import check_prompt
     from llm_course.decoding import fast_engine
     from llm_course.generation import stream_text
-    from llm_course.grading import verdict
+    from llm_course.grading import describe_validity
     checkpoint = open_checkpoint(ckpt, tok, device, verify)
     check_prompt(checkpoint, prompt)
     seed, engine = settings.pop("seed"), partial(fast_engine, precision=settings.pop("precision"))
@@ -218,9 +218,9 @@ def generate(tok: str | None, ckpt: str, device: str, verify: bool, prompt: str,
             text += piece
         click.echo(lines.rest())
         for note in notes:
-            speak(f"({note})", err=True)
+            print_wrapped(f"({note})", err=True)
         if check:
-            speak(f"  {verdict(text)}", hang=2)
+            print_wrapped(f"  {describe_validity(text)}", hang=2)
 
 # %% ../nbs/99_cli.ipynb #a8bd5359
 def fault_in_chat(error: Exception) -> str:
@@ -240,7 +240,7 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
     keyboard = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
     talk, refused = Chat(open_checkpoint(ckpt, tok, device, verify), seed, settings, click.get_current_context().command.params, keyboard), False
     if keyboard:
-        speak("Type how a text begins: the model writes on, it does not answer. See /help.")
+        print_wrapped("Type how a text begins: the model writes on, it does not answer. See /help.")
     for line in typed_lines(talk.stop) if keyboard else (line.rstrip("\r\n") for line in sys.stdin or ()):
         try:
             talk.take(line)
@@ -249,7 +249,7 @@ def chat(tok: str | None, ckpt: str, device: str, verify: bool, seed: int | None
         except BrokenPipeError:  # nobody reads any more
             raise
         except Exception as error:
-            speak(sentence(error) or fault_in_chat(error), err=True)
+            print_wrapped(sentence(error) or fault_in_chat(error), err=True)
             refused = True
     if refused and not keyboard:
         sys.exit(2)
@@ -284,23 +284,23 @@ def export(form: str, tok: str | None, ckpt: str, out: str | None, dtype: str | 
         raise click.UsageError("--input is for the card of --to hf: a GGUF file has none.")
     checkpoint, out = open_checkpoint(ckpt, tok, "cpu"), out or EXPORTS[form]
     if form == "gguf":
-        made = [write_gguf(checkpoint, out, dtype or "f16", speak, name=name or Path(out).stem, license=license,
+        made = [write_gguf(checkpoint, out, dtype or "f16", print_wrapped, name=name or Path(out).stem, license=license,
                                    force=force)]
     else:
         text = open_measured(source, documents, errors) if source or usual_measure(SHARDS, VALIDATION) else None
         if text is None:
-            speak("There is no text to measure on: the card says that nothing was measured.")
-        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], log=speak, name=name, license=license,
+            print_wrapped("There is no text to measure on: the card says that nothing was measured.")
+        folder = export_hf(checkpoint, out, text, dtype=LONG[dtype or "f32"], log=print_wrapped, name=name, license=license,
                                    force=force)
         made = sorted(folder.iterdir())
     click.echo(format_table({str(path): path.stat().st_size for path in made}, columns(sys.stdout)))
-    speak(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
+    print_wrapped(f"next: read {out}/README.md" if form == "hf" else f"next: llama-cli -m {shlex.quote(out)}")
 
 # %% ../nbs/99_cli.ipynb #e0990006
 def show_finding(finding: str) -> None:
     "Print what `doctor` has found: a sentence that fits the terminal and, below it, its command as it can be copied."
     what, _, command = finding.partition("\n")
-    speak(what, hang=20)
+    print_wrapped(what, hang=20)
     if command:
         show_command(command.strip(), indent=20)
 
@@ -322,7 +322,7 @@ def doctor(ctx: click.Context, data: str, checkpoints: str, tok: str, seconds: f
     found = examine(data, checkpoints, tok, show_finding, seconds=seconds)
     if (data, checkpoints, tok) == (SHARDS, CHECKPOINTS, TOKENIZER) and only_the_demo():
         there = {"--data": f"{DEMO}/shards", "--checkpoints": f"{DEMO}/checkpoints", "--tok": f"{DEMO}/llm_spm.model"}
-        speak(f"Of the demo: `llm-course doctor {' '.join(f'{flag} {path}' for flag, path in there.items())}`")
+        print_wrapped(f"Of the demo: `llm-course doctor {' '.join(f'{flag} {path}' for flag, path in there.items())}`")
     ctx.exit(int(any(finding.state == "wrong" for finding in found)))
 
 # %% ../nbs/99_cli.ipynb #51a90002
@@ -358,7 +358,7 @@ def plan(ctx: click.Context, config: str, batch: int | None, device: str, device
     from llm_course.planner import plan as make_plan
     made = make_plan(load_config(config, typed_fields(ctx)), batch, device, devices, tokens)
     click.echo(format_table(show_plan(made), columns(sys.stdout)))
-    speak(made.advice)
+    print_wrapped(made.advice)
 
 # %% ../nbs/99_cli.ipynb #794468d5
 def show_results(checkpoint: object, seen: int, root: Path, force: bool = False) -> None:
@@ -380,10 +380,10 @@ def show_results(checkpoint: object, seen: int, root: Path, force: bool = False)
 
 def show_story(story: str) -> None:
     "Print a story, in lines of 100 columns or what the terminal has, and the grammar's verdict on it."
-    from llm_course.grading import verdict
+    from llm_course.grading import describe_validity
     limit = min(100, columns(sys.stdout) or 100)
     click.echo(f"\n{textwrap.fill(visible(story), limit, break_long_words=False, break_on_hyphens=False)}")
-    speak(f"  {verdict(story)}", hang=2)
+    print_wrapped(f"  {describe_validity(story)}", hang=2)
 
 
 def show_stories(checkpoint: object) -> None:
@@ -393,7 +393,7 @@ def show_stories(checkpoint: object) -> None:
     stories = own_stories(checkpoint)
     for story in stories[:3]:
         show_story(story)
-    speak(f"\nOf {STORIES} such stories, {grade(stories).valid:.1%} are right from beginning to end.")
+    print_wrapped(f"\nOf {STORIES} such stories, {grade(stories).valid:.1%} are right from beginning to end.")
 
 # %% ../nbs/99_cli.ipynb #e6754c45
 @main.command(cls=Configurable)
@@ -414,14 +414,14 @@ def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, 
     check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, typed_fields(ctx)), typed_command(ctx)
     again = shlex.join(word for word in shlex.split(typed) if word != "--fresh")
-    speak(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
-    ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample_text, say=speak,
+    print_wrapped(f"Tales, a vocabulary, shards, training: all goes to {root}. Finished stages are reused; --fresh starts over.")
+    ckpt = train_on_tales(chosen, root, n_train=stories, n_val=held_out_stories(stories), sampler=sample_text, log=print_wrapped,
                           fresh=fresh, force=force, command=typed, again=f"`{again}`")
     checkpoint = load_verified(ckpt, pick_device())
     seen = verify_checkpoint(checkpoint.path, verify=False)["run"]["tokens"]
     show_results(checkpoint, seen, Path(root), force)
     show_stories(checkpoint)
-    if hint := more_time(checkpoint, seen): speak(hint)
+    if hint := more_time(checkpoint, seen): print_wrapped(hint)
     places = {"losses": f"{root}/loss.png", "checkpoint": f"{root}/checkpoints/latest", "everything": root}
     click.echo(f"\n{format_table(places, columns(sys.stdout))}")
-    speak(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))
+    print_wrapped(next_command("generate", ckpt=f"{root}/checkpoints/latest", prompt="Once upon a time, there lived a", **CAREFUL))

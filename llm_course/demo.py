@@ -28,7 +28,7 @@ from llm_course.files import (
     visible,
     write_ours,
 )
-from .pipeline import silent, start_run, train
+from .pipeline import no_log, start_run, train
 from .resilience import OutOfMemory, SampleFn, StopOnSignal
 from .runs import newest_checkpoint
 from .shards import Shard, write_shards
@@ -40,8 +40,8 @@ from .training import Callback, Trainer, TrainState, fit
 class StageCache:
     """Remembers in a JSON file what each stage was made from, and does a stage again only when that has changed."""
 
-    def __init__(self, path: Path, fresh: bool, say: Callable[[str], object]) -> None:
-        self.path, self.say = path, say
+    def __init__(self, path: Path, fresh: bool, log: Callable[[str], object]) -> None:
+        self.path, self.log = path, log
         self.inputs = {} if fresh or not path.exists() else read_json(path)
 
     def unchanged(self, name: str, outputs: Iterable[Path], inputs: dict) -> bool:
@@ -57,7 +57,7 @@ class StageCache:
     def do(self, name: str, outputs: list[Path], inputs: dict, make: Callable[[], object]) -> None:
         """Do a stage, unless it is done."""
         if self.unchanged(name, outputs, inputs):
-            return self.say(f"{name}: {outputs[0]} is up to date")
+            return self.log(f"{name}: {outputs[0]} is up to date")
         make()
         self.note(name, inputs)
 
@@ -75,7 +75,7 @@ class Stopwatch(Callback):
 
 def training_seconds(config: Config, shards: str | Path, steps: int) -> float:
     """About how long so many steps take on this machine, as three of them say, of a run that is thrown away."""
-    trainer = start_run(config, shards, pick_device("auto"), log=silent, verify=False).trainer
+    trainer = start_run(config, shards, pick_device("auto"), log=no_log, verify=False).trainer
     watch, signals = Stopwatch(), StopOnSignal()
     fit(
         trainer.model,
@@ -108,7 +108,7 @@ def train_on_tales(
     force: bool = False,
     sampler: SampleFn | None = None,
     progress: bool = True,
-    say: Callable[[str], object] = print_message,
+    log: Callable[[str], object] = print_message,
     command: str | None = None,
     again: str | None = None,
 ) -> Path:
@@ -131,7 +131,7 @@ def train_on_tales(
             file.write(learned.model)
 
     with folder_lock(root, wait=True):
-        stages = StageCache(root / "stages.json", fresh, say)
+        stages = StageCache(root / "stages.json", fresh, log)
         stages.do(
             "corpus",
             [corpus, val],
@@ -168,7 +168,7 @@ def train_on_tales(
         resume = stages.unchanged("begun", [], inputs)
         stages.note("begun", inputs)
         if not stages.unchanged("training", [out / "latest"], inputs):
-            say(time_needed(config, shards, newest_checkpoint(out) if resume else None))
+            log(time_needed(config, shards, newest_checkpoint(out) if resume else None))
         stages.do(
             "training",
             [out / "latest"],
@@ -180,7 +180,7 @@ def train_on_tales(
                 resume=resume,
                 progress=progress,
                 sampler=sampler,
-                say=say,
+                log=log,
                 command=command,
                 again=again,
                 distributed=False,

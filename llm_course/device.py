@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['pick_device', 'pick_precision', 'memory_of', 'keep_memory', 'World', 'launched', 'meeting_place', 'signals_end',
-           'joined_world', 'threads', 'physical_memory', 'memory', 'matmul_rate', 'matrices', 'shortest',
+           'joined_world', 'threads', 'physical_memory', 'memory', 'matmul_rate', 'matrices', 'best_time',
            'product_seconds', 'rate_at_shapes', 'bandwidth', 'processor_name', 'dtype_name', 'process_memory_limit',
            'nvidia_gpus']
 
@@ -243,13 +243,13 @@ def matmul_rate(
 ) -> float:
     "Operations per second in the product of two (n, n) matrices: 2 n^3 over the shortest time met in `seconds`."
     a = torch.linspace(-1, 1, n * n, device=device).reshape(n, n).to(dtype)
-    shortest, end = math.inf, time.perf_counter() + seconds
+    best_time, end = math.inf, time.perf_counter() + seconds
     (a @ a)[0, 0].item()  # the first product chooses its kernel
-    while shortest == math.inf or time.perf_counter() < end:
+    while best_time == math.inf or time.perf_counter() < end:
         begun = time.perf_counter()
         (a @ a)[0, 0].item()  # to read a number is to wait for it, on every device
-        shortest = min(shortest, time.perf_counter() - begun)
-    return 2 * n**3 / shortest
+        best_time = min(best_time, time.perf_counter() - begun)
+    return 2 * n**3 / best_time
 
 # %% ../nbs/32_device.ipynb #mtrx0001
 def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -268,7 +268,7 @@ def matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 # %% ../nbs/32_device.ipynb #5e71e44d
-def shortest(work: Callable[[], object], seconds: float = 0.2) -> float:
+def best_time(work: Callable[[], object], seconds: float = 0.2) -> float:
     "The shortest time that `work` takes, of as many tries as fit into `seconds`, after one that does not count; at least two."
     work()
     times, end = [], time.perf_counter() + seconds
@@ -290,7 +290,7 @@ def product_seconds(
     "Seconds for the product of (rows, i) with a weight (o, i), into memory that is there, as in a step that is not the first."
     x, weight = (torch.ones(n, i, dtype=dtype, device=device) for n in (rows, o))
     out = torch.empty(rows, o, dtype=dtype, device=device)
-    return shortest(
+    return best_time(
         lambda: torch.mm(x, weight.T, out=out)[0, 0].item(), seconds
     )  # to read a number is to wait for it, on every device
 
@@ -311,7 +311,7 @@ def bandwidth(size: int = 2**28, device: torch.device | str = "cpu", seconds: fl
     What a processor fetches of the target before it writes there is not counted. A small `size` measures its caches."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return 2 * size / shortest(lambda: (target.copy_(source), target[0].item()), seconds)
+    return 2 * size / best_time(lambda: (target.copy_(source), target[0].item()), seconds)
 
 # %% ../nbs/32_device.ipynb #proc0001
 def processor_name() -> str:

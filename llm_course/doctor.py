@@ -588,7 +588,7 @@ def examine(
     data: str | Path = "data/shards",
     checkpoints: str | Path = "artifacts/checkpoints",
     tokenizer: str | Path = "artifacts/tokenizer/llm_spm.model",
-    say: Callable[[str], object] = print,
+    log: Callable[[str], object] = print,
     *,
     seconds: float = 10.0,  # to read shards in, and again to read checkpoints in
     checks: Sequence[Callable[[RunPaths], Iterator[Finding]]] = CHECKS,
@@ -601,8 +601,8 @@ def examine(
     with torch.random.fork_rng(devices=[]):  # a model that is loaded draws weights first
         for finding in (finding for check in checks for finding in guarded(check, places)):
             found.append(finding)
-            say(str(finding))
+            log(str(finding))
     count = {state: sum(finding.state == state for finding in found) for state in ("fine", "note", "wrong")}
     fix = ": run the command below each." if count["wrong"] else "."
-    say(f"{count['fine']} fine, {count['note']} to know, {count['wrong']} wrong{fix}")
+    log(f"{count['fine']} fine, {count['note']} to know, {count['wrong']} wrong{fix}")
     return found

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['loss_table', 'token_losses', 'Span', 'token_ends', 'bits_by_choice', 'Question', 'without_article', 'told_again',
-           'ask', 'Grade', 'grade', 'verdict']
+           'ask', 'Grade', 'grade', 'describe_validity']
 
 # %% ../nbs/44_grading.ipynb #42import
 import math
@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .evaluation import check_stride, document_windows, score
 from .files import UserError
 from .gpt import GPT
-from .grammar import Choice, Verdict
+from .grammar import Choice, Validity
 from .tales import check_tale, tale_choices
 from .tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def told_again(tale: str) -> list[tuple[Choice, list[int]]]:
 # %% ../nbs/44_grading.ipynb #d57ae14c
 def ask(tale: str, random: Random) -> Question:
     "A question about a word of `tale`, drawn with `random`. `UserError` if it is no tale."
-    if not (verdict := check_tale(tale)).right:
+    if not (verdict := check_tale(tale)).valid:
         raise UserError(f"There is nothing to ask about a text that is no tale: {verdict.message}.")
     for choice, places in random.sample(again := told_again(tale), len(again)):
         right, at = without_article(choice.text), random.choice(places)
@@ -110,8 +110,8 @@ def ask(tale: str, random: Random) -> Question:
             other
             for other in random.sample(others, len(others))
             if other not in tale
-            and check_tale(re.sub(rf"\b{re.escape(right)}\b", other, tale)).right  # told so from the beginning, it is a tale,
-            and not check_tale(tale[:at] + other + tale[at + len(right) :]).right  # and here alone it is none
+            and check_tale(re.sub(rf"\b{re.escape(right)}\b", other, tale)).valid  # told so from the beginning, it is a tale,
+            and not check_tale(tale[:at] + other + tale[at + len(right) :]).valid  # and here alone it is none
         )
         if len(wrong := list(islice(fit, 3))) == 3:
             options = random.sample([right, *wrong], 4)
@@ -122,7 +122,7 @@ def ask(tale: str, random: Random) -> Question:
 class Grade(NamedTuple):
     "What the grammar says about some texts."
 
-    checks: list[Verdict]  # one for each text, in order
+    checks: list[Validity]  # one for each text, in order
     valid: float  # the share of them that are tales
 
 
@@ -131,11 +131,11 @@ def grade(texts: Iterable[str]) -> Grade:
     checks = [check_tale(text) for text in texts]
     if not checks:
         raise UserError("There is nothing to grade: give at least one text.")
-    return Grade(checks, sum(check.right for check in checks) / len(checks))
+    return Grade(checks, sum(check.valid for check in checks) / len(checks))
 
 # %% ../nbs/44_grading.ipynb #verd0001
-def verdict(text: str) -> str:
+def describe_validity(text: str) -> str:
     "What the grammar of the tales says about a text, in one line."
     from llm_course.tales import check_tale
     found = check_tale(text)
-    return "The grammar: right, from beginning to end." if found.right else f"The grammar: {found.message}"
+    return "The grammar: right, from beginning to end." if found.valid else f"The grammar: {found.message}"

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['OF_THE_HERO', 'Word', 'Option', 'ChoiceNode', 'parse_word', 'split_weight', 'parse', 'parse_sequence', 'parse_choice',
-           'with_article', 'capital', 'table_rows', 'read_table', 'all_forms', 'Row', 'GrammarSampler', 'Verdict',
+           'with_article', 'capital', 'table_rows', 'read_table', 'all_forms', 'Row', 'GrammarSampler', 'Validity',
            'Choice', 'WrongHere', 'GrammarParser', 'wrong_message', 'Grammar', 'Section', 'read_sections',
            'check_table', 'check_brackets', 'check_template', 'possible_tables', 'check_options', 'known_start',
            'check_circles']
@@ -153,7 +153,7 @@ class GrammarSampler:
     def __init__(self, random: Random) -> None:
         self.random, self.words, self.used, self.told, self.log_prob = random.random, {}, set(), [], 0.0
 
-    def say(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         "What comes next."
         self.told.append(text)
 
@@ -165,10 +165,10 @@ class GrammarSampler:
 
 # %% ../nbs/10_grammar.ipynb #903a03f6
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Validity:
     "What a grammar says of a text."
-    right: bool
-    log_prob: float  # in nats; -inf when wrong
+    valid: bool
+    log_prob: float  # in nats; -inf when invalid
     position: int  # the character where the text first goes wrong, or its length
     expected: tuple[str, ...]  # what could have stood there
     message: str
@@ -195,7 +195,7 @@ class GrammarParser:
         self.text, self.at, self.words, self.used, self.log_prob = text, 0, {}, set(), 0.0
         self.choices = None  # or a list, to note every draw in
 
-    def say(self, text: str) -> None:
+    def add_text(self, text: str) -> None:
         "What must come next."
         if not self.text.startswith(text, self.at):
             self.refuse([text])
@@ -272,16 +272,16 @@ class Grammar:
         "Walk through a template: the `visitor` draws, or finds what was drawn."
         for node in nodes:
             if type(node) is str:
-                visitor.say(node)
+                visitor.add_text(node)
             elif type(node) is ChoiceNode:
                 self.expand(visitor.choose(node.options).nodes, visitor)
             elif node.key in visitor.words:
-                visitor.say(visitor.words[node.key])
+                visitor.add_text(visitor.words[node.key])
             else:
                 row = visitor.choose(self.options_left(node.role, visitor.words, visitor.used), node.key)
                 visitor.used.add(row.text)
                 visitor.words.update(row.forms)
-                visitor.say(row.forms[node.key])
+                visitor.add_text(row.forms[node.key])
 
     def write(self, random: Random) -> tuple[str, float]:
         "A new text and the natural logarithm of its probability."
@@ -289,15 +289,15 @@ class Grammar:
         self.expand(self.nodes, visitor)
         return "".join(visitor.told), visitor.log_prob
 
-    def read(self, text: str) -> Verdict:
+    def read(self, text: str) -> Validity:
         "Whether the grammar can write `text`, with what probability, or where it first goes wrong."
         visitor = GrammarParser(text)
         try:
             self.expand(self.nodes, visitor)
             visitor.close()
         except WrongHere as wrong:
-            return Verdict(False, -math.inf, *wrong.args)
-        return Verdict(True, visitor.log_prob, len(text), (), "right from the first word to the last")
+            return Validity(False, -math.inf, *wrong.args)
+        return Validity(True, visitor.log_prob, len(text), (), "right from the first word to the last")
 
     def choices(self, text: str) -> list[Choice]:
         "The draws that made a text, in order, up to where it goes wrong if it does."

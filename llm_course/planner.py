@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['BARE', 'CONTEXT', 'UTILISATION', 'SHEETS', 'DEVICES', 'MemoryTrace', 'place', 'operations', 'StepEstimate',
-           'rehearse', 'bare_process', 'holes', 'step_memory', 'Device', 'this_device', 'largest_batch', 'Plan', 'plan',
-           'with_batch']
+           'simulate_step', 'bare_process', 'fragmentation', 'step_memory', 'Device', 'this_device', 'largest_batch',
+           'Plan', 'plan', 'with_batch']
 
 # %% ../nbs/63_planner.ipynb #63import
 import math
@@ -121,7 +121,7 @@ class StepEstimate:
 
 # %% ../nbs/63_planner.ipynb #5abd6ap1
 @lru_cache(maxsize=64)
-def rehearse(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> StepEstimate:
+def simulate_step(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> StepEstimate:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 
     The model, `forward_backward`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
@@ -187,7 +187,7 @@ def bare_process(bf16: bool = False, recomputed: bool = False) -> int:
     return 350_000_000 if done.returncode else 1024 * int(done.stdout)
 
 
-def holes(rehearsal: StepEstimate) -> int:
+def fragmentation(rehearsal: StepEstimate) -> int:
     """Bytes that `keep_memory` holds at the highest and cannot use, between blocks that are in use. With glibc.
 
     A rule and no derivation, found by benchmarks/growth.py: a share of what comes and goes with each step; where activations are
@@ -199,7 +199,7 @@ def holes(rehearsal: StepEstimate) -> int:
 def step_memory(rehearsal: StepEstimate, on_cpu: bool, bf16: bool) -> dict[str, int]:
     "Bytes of a step at the moment when they are most, with what is there beside the tensors."
     if not on_cpu: return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
-    between = {"holes": holes(rehearsal)} if sys.platform == "linux" else {}
+    between = {"fragmentation": fragmentation(rehearsal)} if sys.platform == "linux" else {}
     return {**rehearsal.memory, **between, "Python and torch": bare_process(bf16, rehearsal.recomputed)}
 
 # %% ../nbs/63_planner.ipynb #5cd548d2
@@ -311,9 +311,9 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     @cache
     def need(size: int, recompute: bool) -> int:
         played = with_batch(config, size, devices, checkpoint_activations=recompute)
-        return sum(step_memory(rehearse(played, precision, devices, on_cpu), on_cpu, precision == torch.bfloat16).values())
+        return sum(step_memory(simulate_step(played, precision, devices, on_cpu), on_cpu, precision == torch.bfloat16).values())
 
-    training, played = config.training, rehearse(config, precision, devices, on_cpu)
+    training, played = config.training, simulate_step(config, precision, devices, on_cpu)
     found = step_memory(played, on_cpu, precision == torch.bfloat16)
     rows = training.batch_size // devices
     size, recompute = min(rows, training.micro_batch_size or rows), training.checkpoint_activations

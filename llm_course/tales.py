@@ -19,7 +19,7 @@ from llm_course.grammar import (
     Choice,
     Grammar,
     Section,
-    Verdict,
+    Validity,
     check_circles,
     check_options,
     check_table,
@@ -126,7 +126,7 @@ def sample_tales(seed: int, n: int) -> list[str]:
     return list(islice(tales(seed), n))
 
 # %% ../nbs/11_tales.ipynb #cac2b16e
-def check_tale(text: str) -> Verdict:
+def check_tale(text: str) -> Validity:
     "Whether `text` is a tale, with what probability, or where it first goes wrong."
     return tale_grammar().read(text)
 

@@ -24,7 +24,7 @@ from llm_course.options import (
     next_command,
     reads_text,
 )
-from .terminal import columns, format_table, speak
+from .terminal import columns, format_table, print_wrapped
 
 # %% ../nbs/97_text_commands.ipynb #b8fa2970
 def open_corpus(
@@ -34,14 +34,14 @@ def open_corpus(
     from llm_course.corpus import Corpus
 
     corpus = Corpus(source, documents.replace("\\n", "\n").replace("\\t", "\t"), errors, leave_out)
-    speak(corpus.describe())
+    print_wrapped(corpus.describe())
     return corpus
 
 
 def write_missing(source: str) -> None:
     "Write the built-in tales where the default text is asked for, and missing."
     if source == CORPUS and not Path(source).exists():
-        speak(f"There is no {CORPUS} yet: the built-in tales go there.")
+        print_wrapped(f"There is no {CORPUS} yet: the built-in tales go there.")
         save_tales(Path(source).parent)
 
 # %% ../nbs/97_text_commands.ipynb #f4236a74
@@ -64,7 +64,7 @@ def save_tales(
 
     for name in ("corpus.txt", "val.txt"):
         check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
-    speak(f"Writing {quantity(stories, 'tale')}.")
+    print_wrapped(f"Writing {quantity(stories, 'tale')}.")
     n_val = held_out_stories(stories)
     for path in write_tales_corpus(folder, n_train=stories, n_val=n_val, seed=seed, force=force):
         click.echo(f"  {path}  {path.stat().st_size:,} bytes")
@@ -82,8 +82,8 @@ def corpus(folder: str, stories: int, seed: int, force: bool) -> None:
     save_tales(folder, stories, seed, force)
     entropy = tale_entropy()
     bits = f"{entropy.bits_per_byte:.4f} ± {entropy.standard_error:.4f} bits per byte"
-    speak(f"Their entropy, the floor under any model: {bits}")
-    speak(next_command("tokenizer", source=(Path(folder) / "corpus.txt").as_posix()))
+    print_wrapped(f"Their entropy, the floor under any model: {bits}")
+    print_wrapped(next_command("tokenizer", source=(Path(folder) / "corpus.txt").as_posix()))
 
 # %% ../nbs/97_text_commands.ipynb #3d1abac6
 def model_path(prefix: str) -> str:
@@ -143,7 +143,7 @@ def tokenizer(
         file.write(learned.model)
     click.echo(format_table({"vocabulary": learned.vocab_size, "file": path}, columns(sys.stdout)))
     source = again(source)
-    speak(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
+    print_wrapped(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
 
 # %% ../nbs/97_text_commands.ipynb #3d1abap2
 def again(source: str) -> str:
@@ -159,7 +159,7 @@ def open_tokens(source: str, tokenizer: object, leave_out: object = None) -> Ite
     if not token_files(source):
         return None
     corpus = TokenFiles(source, tokenizer, leave_out)
-    speak(corpus.describe())
+    print_wrapped(corpus.describe())
     return corpus
 
 
@@ -288,7 +288,7 @@ def prepare(
     unused = (
         f" ({beside} is not used, since --val_fraction is given)" if beside and not path else ""
     )
-    speak(f"Validation: {chosen.told}{unused}")
+    print_wrapped(f"Validation: {chosen.told}{unused}")
     with progress_bar(corpus, "packing") as move:
         manifest = write_shards(
             packable(corpus, move),
@@ -302,9 +302,9 @@ def prepare(
             force=force,
         )
     if mended := getattr(corpus, "mended", 0):
-        speak(
+        print_wrapped(
             f"Mended: {quantity(mended, 'document')} whose text holds </s> or <unk>, "
             "which datatrove took for special pieces."
         )
-    speak(show_splits(manifest), hang=10)
-    speak(next_command("train", data=out_dir))
+    print_wrapped(show_splits(manifest), hang=10)
+    print_wrapped(next_command("train", data=out_dir))

@@ -177,19 +177,19 @@ def train_tokenizer(
     documents: Iterable[str], vocab_size: int = 32_000, *,
     strict: bool = False,  # an error, not a smaller vocabulary, when the corpus is too small
     sample_bytes: int = 100_000_000,  # learn from at most so much text
-    say: Callable[[str], object] = print_message,
+    log: Callable[[str], object] = print_message,
 ) -> Tokenizer:
     """Learn a byte-pair vocabulary: `<unk>`, `</s>`, the 256 bytes, then merges, then single characters (Sennrich et al., 2016).
 
     With a `vocab_size` of 0 there are no merges: characters are tokens, but for the rarest, which stay bytes.
     The same documents give the same bytes, in any order. `UserError` when there is no text, when `vocab_size` is below the
     least possible, and with `strict` when it is above the largest."""
-    texts = sample(_trainable(documents), sample_bytes, say)
+    texts = sample(_trainable(documents), sample_bytes, log)
     possible = 258 + 2 * sum(map(len, texts))  # no more characters and merges than that, and the trainer would count up to any number
     tokenizer = Tokenizer(_train(texts, min(vocab_size, possible)))
     if (largest := tokenizer.vocab_size) < vocab_size:
         message = f"A vocabulary of {vocab_size:,} is too large for this corpus: the largest that it supports is {largest:,}."
         if strict:
             raise UserError(f"{message} Ask for that, or give more text.")
-        say(f"{message} That is what you get.")
+        log(f"{message} That is what you get.")
     return tokenizer

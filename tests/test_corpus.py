@@ -194,7 +194,7 @@ def test_a_corpus_of_tales(tmp_path):
     _, other = write_tales_corpus(tmp_path / "other", n_train=20, n_val=40, seed=1)
     trained, kept = list(Corpus(train, documents="line")), list(Corpus(val, documents="line"))
     assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == ("corpus.txt", "val.txt")
-    assert all(check_tale(tale).right for tale in trained + kept)
+    assert all(check_tale(tale).valid for tale in trained + kept)
     assert not set(trained) & (set(kept) | set(Corpus(other, documents="line")))
     assert Corpus(train).format == "line"
     before = train.read_bytes()

@@ -86,7 +86,7 @@ def test_the_whole_visit_takes_less_than_a_minute_and_changes_nothing(trained: P
     said, before = [], (snapshot(trained), torch.get_num_threads(), torch.random.get_rng_state())
     begun = os.times()
     with contextlib.chdir(trained):
-        found = examine(say=said.append)
+        found = examine(log=said.append)
     worked = sum(os.times()[:4]) - sum(begun[:4])  # of two processors, here and in what was started
     assert worked < 2 * 60 * SCALE
     assert snapshot(trained) == before[0] and torch.get_num_threads() == before[1]
@@ -492,6 +492,6 @@ def test_a_check_that_fails_is_a_finding(monkeypatch):
     def check_nothing(places: RunPaths) -> Iterator[Finding]:
         raise ZeroDivisionError("no reason")
         yield
-    found = examine(say=lambda line: None, checks=[check_nothing, check_clock])
+    found = examine(log=lambda line: None, checks=[check_nothing, check_clock])
     assert [finding.name for finding in found] == ["nothing", "clock"] and "no reason" in found[0].what
     assert "check_nothing(RunPaths(" in found[0].command

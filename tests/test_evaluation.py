@@ -209,7 +209,7 @@ def test_spans_add_up_to_the_tale_its_bits_and_its_probability(model, tokenizer,
 
 def test_a_grade_has_the_checks_and_the_share_that_is_valid(tales):
     found = grade([tales[0], tales[1].replace("Once", "Twice"), tales[2]])
-    assert [check.right for check in found.checks] == [True, False, True]
+    assert [check.valid for check in found.checks] == [True, False, True]
     assert math.isclose(found.valid, 2 / 3)
 
 

@@ -409,7 +409,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable,
     write_shards(documents[:30], train_tokenizer(documents, 330), folder / "shards", val_documents=documents[30:], seq_len=16)
     fields = {"n_layers": 1, "d_model": 4, "n_heads": 1, "n_kv_heads": 1, "d_ff": 4, "seq_len": 16,
               "max_steps": 1, "precision": "fp32", "batch_size": 2}
-    result = train(load_config("tiny", fields), folder / "shards", folder / "out", device="cpu", progress=False, say=list)
+    result = train(load_config("tiny", fields), folder / "shards", folder / "out", device="cpu", progress=False, log=list)
     return {"shards": (load_shards, folder / "shards"), "checkpoint": (load_verified, result.checkpoint)}
 
 

@@ -103,10 +103,10 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(trained: Path, tmp_path: Path):
     shards, weights = trained / "data/shards", {}
     config = load_config("tiny", {"max_steps": 12, "save_every": 6, "seq_len": 64})
     for name in ("through", "stopped"):
-        train(config, shards, tmp_path / name, progress=False, say=lambda text: None)
+        train(config, shards, tmp_path / name, progress=False, log=lambda text: None)
         if name == "stopped":
             shutil.rmtree(max((tmp_path / name).glob("step*")))
-            train(config, shards, tmp_path / name, resume=True, progress=False, say=lambda text: None)
+            train(config, shards, tmp_path / name, resume=True, progress=False, log=lambda text: None)
         weights[name] = (max((tmp_path / name).glob("step*")) / "model.safetensors").read_bytes()
     assert weights["through"] == weights["stopped"]
     assert read_log(tmp_path / "through")

@@ -167,7 +167,7 @@ def reads_latest(folder: Path) -> None:
 
 
 def trains(folder: Path) -> None:
-    train(load_config(folder / "run.json"), folder / "shards", folder / "out", device="cpu", progress=False, say=quiet)
+    train(load_config(folder / "run.json"), folder / "shards", folder / "out", device="cpu", progress=False, log=quiet)
 
 
 READERS = {
@@ -309,12 +309,12 @@ def reading() -> Iterator[Reading]:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A finished run of a very small model: shards, two checkpoints, a log; and the same model as a folder of another program."
     root, tales = tmp_path_factory.mktemp("good"), sample_tales(0, 60)
-    tokenizer = train_tokenizer(tales, 400, say=quiet)
+    tokenizer = train_tokenizer(tales, 400, log=quiet)
     write_shards(tales[:50], tokenizer, root / "shards", val_documents=tales[50:], seq_len=16, shard_tokens=2500)
     shape = ModelConfig(n_layers=1, d_model=8, n_heads=2, n_kv_heads=1, d_ff=12, vocab_size=tokenizer.vocab_size, seq_len=16)
     config = Config(shape, TrainingConfig(batch_size=2, max_steps=4, warmup_steps=1, precision="fp32", log_every=1, save_every=2))
     (root / "run.json").write_text(json.dumps(asdict(config)))
-    train(config, root / "shards", root / "run", device="cpu", progress=False, say=quiet)
+    train(config, root / "shards", root / "run", device="cpu", progress=False, log=quiet)
     shutil.copytree(root / "run/step-000004", root / "other")
     for ours in ("manifest.json", "trainer.pt"):
         (root / "other" / ours).unlink()

@@ -36,7 +36,7 @@ def memory(field: str, pid: int | str = "self") -> float:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(sample_tales(0, 300), 600, say=lambda line: None)
+    return train_tokenizer(sample_tales(0, 300), 600, log=lambda line: None)
 
 
 def test_ten_thousand_batches(tokenizer, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
         tmp_path / "out",
         device="cpu",
         progress=False,
-        say=lambda text: None,
+        log=lambda text: None,
         sampler=lambda model, tokenizer: str(seen.append(memory("VmRSS"))),
     )
     warm = seen[1]

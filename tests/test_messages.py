@@ -232,7 +232,7 @@ def test_a_notebook_is_told_what_goes_on(tmp_path):
     stopped = lambda model, tokenizer: signal.raise_signal(signal.SIGINT) or "a sample"
     for fresh, advice in ((True, "the same call without fresh=True goes on from there"), (False, "Resuming")):
         with contextlib.suppress(KeyboardInterrupt):
-            train_on_tales(config, tmp_path, n_train=60, n_val=10, fresh=fresh, progress=False, say=said.append, sampler=stopped if fresh else None)
+            train_on_tales(config, tmp_path, n_train=60, n_val=10, fresh=fresh, progress=False, log=said.append, sampler=stopped if fresh else None)
         assert any(advice in line for line in said), said
     assert newest_checkpoint(tmp_path / "checkpoints").name == "step-000004"
 

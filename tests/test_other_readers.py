@@ -218,7 +218,7 @@ def test_train_on_what_datatrove_wrote(tmp_path, tokenizer, datatrove):
     datatrove(TALES[:50], tmp_path / "tokens", shuffle_documents=True)
     write_shards(TokenFiles(tmp_path / "tokens", tokenizer).tokenized(), tokenizer, tmp_path / "s", val_fraction=0.1, seq_len=32)
     config = load_config("tiny", {"max_steps": 2, "seq_len": 32, "vocab_size": tokenizer.vocab_size, "batch_size": 2})
-    result = train(config, tmp_path / "s", tmp_path / "run", device="cpu", progress=False, say=lambda line: None)
+    result = train(config, tmp_path / "s", tmp_path / "run", device="cpu", progress=False, log=lambda line: None)
     assert result.steps == 2 and abs(result.loss - np.log(tokenizer.vocab_size)) < 1
 
 

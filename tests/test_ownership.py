@@ -201,7 +201,7 @@ def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
     if words[0] == "demo":  # and not its 200 stories
         from llm_course.config import load_config
         from llm_course.demo import train_on_tales
-        train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, say=lambda line: None)
+        train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, log=lambda line: None)
     else:
         fine(course(*words, "--force", cwd=tmp_path))
     assert is_ours(path)

@@ -464,7 +464,7 @@ def test_token_files(tmp_path_factory, files, block):
     assert corpus.mended == sum("</s>" in text or "<unk>" in text for text in texts) and corpus.documents == len(texts)
 
 
-BREAKS = train_tokenizer(["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40, 300, say=lambda line: None)
+BREAKS = train_tokenizer(["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40, 300, log=lambda line: None)
 
 
 @settings(max_examples=150, deadline=None)

@@ -83,9 +83,9 @@ def tokenizers() -> list[Tokenizer]:
         if code not in (0, 0x2581, 0x2585)
     ]
     return [
-        train_tokenizer(sample_tales(0, 100), 700, say=quiet),
-        train_tokenizer([" ".join(every[i::7]) for i in range(7)] * 3 + WORDS, 1500, say=quiet),
-        train_tokenizer(["a"], 300, say=quiet),
+        train_tokenizer(sample_tales(0, 100), 700, log=quiet),
+        train_tokenizer([" ".join(every[i::7]) for i in range(7)] * 3 + WORDS, 1500, log=quiet),
+        train_tokenizer(["a"], 300, log=quiet),
     ]
 
 
@@ -125,7 +125,7 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
 
     def learned(order: list[str]) -> bytes | str:
         try:
-            return train_tokenizer(order, 350 + len(set("".join(documents))), sample_bytes=limit, say=quiet).model
+            return train_tokenizer(order, 350 + len(set("".join(documents))), sample_bytes=limit, log=quiet).model
         except UserError as error:
             return str(error)
 
@@ -151,7 +151,7 @@ def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == train_tokenizer(sample_tales(0, 300), 900, sample_bytes=150_000, say=quiet).sha256
+    assert done.stdout.strip() == train_tokenizer(sample_tales(0, 300), 900, sample_bytes=150_000, log=quiet).sha256
 
 
 # Documents

@@ -424,7 +424,7 @@ def own(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp("own")
     write_shards([f"Sentence {i} of somebody's own, in no grammar that we know." for i in range(200)],
                  Tokenizer.load(trained / "data" / "shards"), folder / "shards", val_documents=["A last one."], seq_len=64)
-    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, say=quiet)
+    result = train(load_config("tiny", {"seq_len": 64, "max_steps": 1}), folder / "shards", folder / "run", progress=False, log=quiet)
     return load_verified(result.checkpoint)
 
 
@@ -519,7 +519,7 @@ def test_the_card_has_the_command_of_the_run(trained: Path, tmp_path: Path):
     "As it was typed, but for where the folders lay."
     config = load_config("tiny", {"seq_len": 64, "max_steps": 1})
     typed = f"llm-course train --config tiny --data '{trained}/data/shards' --max_steps 1"
-    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, say=quiet, command=typed)
+    result = train(config, trained / "data" / "shards", tmp_path / "run", progress=False, log=quiet, command=typed)
     folder = export_hf(load_verified(result.checkpoint), tmp_path / "export", log=quiet)
     assert "```sh\nllm-course train --config tiny --data shards --max_steps 1\n```" in card(folder)
     assert trained.name not in card(folder) and str(tmp_path) not in card(folder)

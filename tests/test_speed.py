@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm_course import planner
 from llm_course.config import ModelConfig, config_names, load_config
-from llm_course.device import matrices, shortest
+from llm_course.device import best_time, matrices
 from llm_course.files import UserError
 from llm_course.gpt import GPT
 from llm_course.kernels import accelerate
 from llm_course.optim import Muon, make_optimizers
-from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, rehearse
+from llm_course.planner import DEVICES, MemoryTrace, largest_batch, plan, simulate_step
 from llm_course.step import forward_backward
 
 ODD = ModelConfig(n_layers=3, d_model=40, n_heads=6, n_kv_heads=2, d_ff=56, vocab_size=99, seq_len=24, head_dim=10)
@@ -50,7 +50,7 @@ def test_what_an_optimizer_reads_and_writes_is_its_state(muon_lr_scale: float):
     optimizers = make_optimizers(model, config.training)
     for optimizer in optimizers: optimizer.step()
     state = sum(t.nbytes for o in optimizers for s in o.state.values() for t in s.values() if t.ndim)
-    assert rehearse(config).memory["optimizer"] >= state
+    assert simulate_step(config).memory["optimizer"] >= state
 
 
 def test_the_products_of_muon_are_those_that_torch_counts():
@@ -59,7 +59,7 @@ def test_the_products_of_muon_are_those_that_torch_counts():
     for p in model.parameters(): p.grad = torch.randn_like(p)
     [muon] = [optimizer for optimizer in make_optimizers(model, config.training) if isinstance(optimizer, Muon)]
     with FlopCounterMode(display=False) as counter: muon.step()
-    assert 0 < counter.get_total_flops() == rehearse(config).operations - rehearse(small()).operations
+    assert 0 < counter.get_total_flops() == simulate_step(config).operations - simulate_step(small()).operations
 
 
 def test_a_ledger_knows_what_is_there():
@@ -85,7 +85,7 @@ def test_a_rehearsal_is_the_step_itself(fields: dict):
     "Real tensors under the same ledger come to the same peak."
     config = small(batch_size=4, **fields)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    played, ledger = rehearse(config, dtype), MemoryTrace()
+    played, ledger = simulate_step(config, dtype), MemoryTrace()
     model = accelerate(GPT(config.model))
     model.checkpoint_activations = config.training.checkpoint_activations
     optimizers = make_optimizers(model, config.training, dtype)
@@ -104,15 +104,15 @@ def test_a_rehearsal_is_the_step_itself(fields: dict):
 def test_a_rehearsal_changes_nothing():
     "The caller's random numbers, and what torch computes afterwards, stay the caller's."
     before = torch.get_rng_state()
-    rehearse(small())
+    simulate_step(small())
     assert torch.equal(before, torch.get_rng_state()) and torch.ones(2).sum().item() == 2
 
 
 def test_a_rehearsal_counts_the_operations_of_a_step():
     "Those on paper, to the last one; what checkpointing computes again comes on top."
     config = small(batch_size=4, micro_batch_size=2)
-    assert rehearse(config).operations == config.model.flops_per_token() * 4 * config.model.seq_len
-    assert rehearse(small(batch_size=4, checkpoint_activations=True)).operations > rehearse(config).operations
+    assert simulate_step(config).operations == config.model.flops_per_token() * 4 * config.model.seq_len
+    assert simulate_step(small(batch_size=4, checkpoint_activations=True)).operations > simulate_step(config).operations
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -120,13 +120,13 @@ def test_more_of_anything_takes_more(name: str):
     "More sequences, tokens and layers take more memory and operations, in every config; checkpointing saves memory."
     config = load_config(name, {"n_layers": 2, "vocab_size": 500, "batch_size": 2, "micro_batch_size": 0,
                                 "checkpoint_activations": False})
-    base = rehearse(config)
+    base = simulate_step(config)
     for field in ("batch_size", "seq_len", "n_layers", "d_ff", "vocab_size"):
         part = "training" if field == "batch_size" else "model"
         more = replace(config, **{part: replace(getattr(config, part), **{field: 2 * getattr(getattr(config, part), field)})})
-        grown = rehearse(more)
+        grown = simulate_step(more)
         assert sum(grown.memory.values()) > sum(base.memory.values()) and grown.operations > base.operations, field
-    twice = rehearse(replace(config, training=replace(config.training, checkpoint_activations=True)))
+    twice = simulate_step(replace(config, training=replace(config.training, checkpoint_activations=True)))
     assert sum(twice.memory.values()) < sum(base.memory.values())
 
 
@@ -159,7 +159,7 @@ def test_the_time_on_a_device_is_its_sheet_times_the_share(seq_len: int):
     "Operations over the dense peak at the assumed share, attention in full, as a GPU does it; twice the devices, half the days."
     config = load_config("125m", {"n_layers": 2, "batch_size": 8, "seq_len": seq_len, "checkpoint_activations": False, "muon_lr_scale": 0.0})
     made = plan(config, batch=4, device="h100")
-    played = rehearse(planner.with_batch(config, 4, 1), torch.bfloat16, on_cpu=False)
+    played = simulate_step(planner.with_batch(config, 4, 1), torch.bfloat16, on_cpu=False)
     assert made.seconds == pytest.approx(played.operations / (989.4e12 * 0.4)) and made.tokens == 20 * config.model.n_params
     assert plan(config, batch=4, device="h100", devices=2).days == pytest.approx(made.days / 2)
     shared = plan(config, batch=4, device="h100", devices=2).memory
@@ -206,7 +206,7 @@ def test_a_batch_that_is_larger_than_the_step_makes_the_step_larger():
 def test_the_time_of_nothing_is_short():
     "The stopwatch tries at least twice, and gives the shortest."
     tries = []
-    assert 0 <= shortest(lambda: tries.append(1), 0.0) < 1 and len(tries) == 3
+    assert 0 <= best_time(lambda: tries.append(1), 0.0) < 1 and len(tries) == 3
 
 
 def point(config: str, **fields: object) -> dict:

@@ -16,7 +16,7 @@ from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TEXT = "\n".join(sample_tales(0, 20)) + " Zürich 東京 "
-QUIET = dict(say=lambda line: None)
+QUIET = dict(log=lambda line: None)
 
 
 @pytest.fixture(scope="module")

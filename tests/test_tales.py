@@ -48,7 +48,7 @@ def test_every_draw_is_read_with_its_probability(seed):
     "The checker computes the very float that the writer computed."
     text, log_prob = draw_tale(Random(seed))
     verdict = check_tale(text)
-    assert verdict.right and verdict.log_prob == log_prob == tale_log_prob(text) and verdict.position == len(text)
+    assert verdict.valid and verdict.log_prob == log_prob == tale_log_prob(text) and verdict.position == len(text)
 
 
 def test_same_seed_same_tales():
@@ -94,7 +94,7 @@ def test_one_word_changed(number, random):
     other = random.choice([w for w in words if w[0] != word[0]])[0]
     changed = text[:word.start()] + other + text[word.end():]
     verdict = check_tale(changed)
-    if verdict.right:
+    if verdict.valid:
         assert verdict.log_prob > -math.inf and "".join(rewrite(changed)) == changed
     else:
         assert verdict.log_prob == -math.inf and verdict.message
@@ -107,7 +107,7 @@ def rewrite(text):
         def __init__(self):
             self.words, self.used, self.told, self.choices = {}, set(), [], iter(tale_choices(text))
 
-        def say(self, text):
+        def add_text(self, text):
             self.told.append(text)
 
         def choose(self, options, key=""):
@@ -126,7 +126,7 @@ def test_a_later_mention_must_agree(some):
         for m in list(re.finditer(rf"\b{hero}\b", text))[1:]:
             other = next(n for n in sorted(HE | SHE) if n not in names)
             verdict = check_tale(text[:m.start()] + other + text[m.end():])
-            assert not verdict.right and m.start() <= verdict.position <= m.start() + len(other)
+            assert not verdict.valid and m.start() <= verdict.position <= m.start() + len(other)
 
 
 def test_beginnings_and_continuations_are_refused(some):
@@ -134,15 +134,15 @@ def test_beginnings_and_continuations_are_refused(some):
     for text in some[:50]:
         for cut in range(0, len(text), 37):
             verdict = check_tale(text[:cut])
-            assert not verdict.right and verdict.position == cut
+            assert not verdict.valid and verdict.position == cut
         longer = check_tale(text + " And then?")
-        assert not longer.right and longer.position == len(text)
+        assert not longer.valid and longer.position == len(text)
 
 
 @pytest.mark.parametrize("text", ["", "Once upon a time", "Once upon a midnight dreary", "\n", "🐻", "x" * 100_000])
 def test_what_is_no_tale(text):
     verdict = check_tale(text)
-    assert not verdict.right and verdict.log_prob == -math.inf and 0 <= verdict.position <= len(text) and "\n" not in verdict.message
+    assert not verdict.valid and verdict.log_prob == -math.inf and 0 <= verdict.position <= len(text) and "\n" not in verdict.message
 
 
 # What follows looks at the texts alone, and knows nothing of the grammar but its lists of words.
@@ -245,7 +245,7 @@ def test_a_hundred_thousand_tales():
     for _ in range(100_000):
         text, log_prob = draw_tale(random)
         verdict = check_tale(text)
-        assert verdict.right and verdict.log_prob == log_prob
+        assert verdict.valid and verdict.log_prob == log_prob
         seen.add(hash(text))
     assert len(seen) == 100_000
 

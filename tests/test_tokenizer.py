@@ -26,7 +26,7 @@ SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "द�
 TRICKS = [" ", "  ", "\n", "\r\n", "\t", "\0", "▁", "▅", "</s>", "<unk>", "<0x41>", "\u00a0",
           "\u200b", "\ufeff", "\u2028", "\x1b", "\ufffd"]
 TALES = sample_tales(0, 200)
-QUIET = dict(say=lambda line: None)
+QUIET = dict(log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_large_corpus_is_sampled():
     """A corpus larger than the limit, one endless document too, is learned from in part."""
     lines = []
     for corpus in (iter(TALES * 20), [" ".join(TALES * 20)]):
-        assert train_tokenizer(corpus, 500, sample_bytes=300_000, say=lines.append).vocab_size == 500
+        assert train_tokenizer(corpus, 500, sample_bytes=300_000, log=lines.append).vocab_size == 500
     assert len(lines) == 2 and "0.3 MB" in lines[0]
 
 

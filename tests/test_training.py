@@ -82,7 +82,7 @@ def tiny(shards: Path, **fields):
 
 def run_quietly(config, shards, out, **kwargs):
     """`train`, without bar and sentences."""
-    return train(config, shards, out, device="cpu", progress=False, say=kwargs.pop("say", quiet), **kwargs)
+    return train(config, shards, out, device="cpu", progress=False, log=kwargs.pop("say", quiet), **kwargs)
 
 
 def begin(shards: Path, **fields) -> Trainer:
@@ -210,9 +210,9 @@ def test_resume_begins_where_there_is_nothing(shards, tmp_path):
     """The same command line works for the first start and for every later one."""
     said = []
     config = tiny(shards, max_steps=2)
-    first = run_quietly(config, shards, tmp_path, resume=True, say=said.append)
+    first = run_quietly(config, shards, tmp_path, resume=True, log=said.append)
     assert first.steps == 2 and any("afresh" in line for line in said)
-    again = run_quietly(config, shards, tmp_path, resume=True, say=said.append)
+    again = run_quietly(config, shards, tmp_path, resume=True, log=said.append)
     assert again.steps == 2 and again.loss == first.loss and again.val_loss == first.val_loss
 
 
@@ -220,7 +220,7 @@ def test_resume_says_what_has_changed(shards, tmp_path):
     """A longer run may go on from a shorter one; one line names every changed setting."""
     run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
     said = []
-    result = run_quietly(tiny(shards, max_steps=4, lr=1e-4), shards, tmp_path, resume=True, say=said.append)
+    result = run_quietly(tiny(shards, max_steps=4, lr=1e-4), shards, tmp_path, resume=True, log=said.append)
     assert result.steps == 4
     assert [line for line in said if "max_steps 2 → 4" in line and "lr 0.003 → 0.0001" in line]
 
@@ -267,7 +267,7 @@ def test_a_run_that_has_more_steps_than_it_should(shards, tmp_path):
     """It is left as it is, which one sentence says, and its last validation loss is still known."""
     whole = run_quietly(tiny(shards, max_steps=4), shards, tmp_path)
     before, said = (tmp_path / "log.jsonl").read_bytes(), []
-    result = run_quietly(tiny(shards, max_steps=2), shards, tmp_path, resume=True, say=said.append)
+    result = run_quietly(tiny(shards, max_steps=2), shards, tmp_path, resume=True, log=said.append)
     assert any("has 4 steps behind it, and max_steps is 2: there is nothing left to train" in line for line in said)
     assert (result.steps, result.tokens, result.loss, result.val_loss) == (4, whole.tokens, whole.loss, whole.val_loss)
     assert (tmp_path / "log.jsonl").read_bytes() == before and result.checkpoint == whole.checkpoint
@@ -279,7 +279,7 @@ def test_resume_says_that_the_text_is_another(shards, tmp_path):
     write_shards(sample_tales(0, 390), Tokenizer.load(shards), tmp_path / "more", val_documents=sample_tales(2, 10), seq_len=64)
     for folder, n in ((shards, 0), (tmp_path / "more", 1)):
         said = []
-        run_quietly(tiny(shards, max_steps=2 + n), folder, tmp_path / "out", resume=True, say=said.append)
+        run_quietly(tiny(shards, max_steps=2 + n), folder, tmp_path / "out", resume=True, log=said.append)
         assert sum("another text than before: documents 380 → 390" in line for line in said) == n, said
 
 
@@ -304,7 +304,7 @@ def test_a_checkpoint_of_the_format_before_opens_and_goes_on(shards, tmp_path):
     as_before(tmp_path / "older" / "step-000002")
     assert load_verified(tmp_path / "older").config == config
     said = []
-    resumed = run_quietly(config, shards, tmp_path / "older", resume=True, say=said.append)
+    resumed = run_quietly(config, shards, tmp_path / "older", resume=True, log=said.append)
     same_files(resumed.checkpoint, whole.checkpoint)
     assert not any("Changed since" in line for line in said)
 
@@ -338,7 +338,7 @@ def test_an_earlier_run_is_never_lost(shards, tmp_path):
     old = run_quietly(tiny(shards, max_steps=2), shards, tmp_path)
     weights = load_file(old.checkpoint / "model.safetensors")
     said = []
-    new = run_quietly(tiny(shards, max_steps=1, seed=1), shards, tmp_path, say=said.append)
+    new = run_quietly(tiny(shards, max_steps=1, seed=1), shards, tmp_path, log=said.append)
     assert [path.name for path in step_folders(tmp_path)] == ["step-000001"] and new.steps == 1
     assert any("earlier-1" in line and "resume=True" in line for line in said)
     kept = load_verified(tmp_path / "earlier-1" / "latest")
@@ -443,7 +443,7 @@ def test_what_others_have_in_the_folder_of_a_run_stays(shards, tmp_path):
         (tmp_path / name).write_text(text)
     config, said = tiny(shards, max_steps=4, save_every=1, keep_checkpoints=1), []
     spoil = lambda model, tokenizer: (tmp_path / "step-000002/mine.txt").write_text("9") and "a sample" if (tmp_path / "step-000002").exists() else ""
-    run_quietly(replace(config, training=replace(config.training, sample_every=2)), shards, tmp_path, sampler=spoil, say=said.append)
+    run_quietly(replace(config, training=replace(config.training, sample_every=2)), shards, tmp_path, sampler=spoil, log=said.append)
     assert (tmp_path / "earlier-1/log.jsonl").read_text() == theirs.pop("log.jsonl") and any("earlier-1" in line for line in said)
     assert {name: (tmp_path / name).read_text() for name in theirs} == theirs and (tmp_path / "step-000002/mine.txt").read_text() == "9"
     assert [path.name for path in step_folders(tmp_path)] == ["step-000002", "step-000004"]
@@ -507,7 +507,7 @@ def test_the_tokenizer_decides_the_vocabulary(shards, tmp_path):
     """A config with another vocabulary is adapted, and one line says so."""
     said = []
     config = load_config("tiny", {"vocab_size": 9_999, "max_steps": 1})
-    result = run_quietly(config, shards, tmp_path, say=said.append)
+    result = run_quietly(config, shards, tmp_path, log=said.append)
     assert load_verified(result.checkpoint).config.model.vocab_size == Tokenizer.load(shards).vocab_size
     assert any("9,999" in line for line in said)
 
@@ -586,7 +586,7 @@ def test_a_run_of_bad_steps_stops_and_says_where(fields, shards, tmp_path):
     """The step, the part of the model, the documents of the batch, and the checkpoint to go on from: the last before the loss went bad."""
     config, seen = tiny(shards, max_steps=20, save_every=3, sample_every=4, **fields), []
     spoil = lambda model, tokenizer: overflow(model) or "spoiled"
-    with pytest.raises(UserError) as error: run_quietly(config, shards, tmp_path, sampler=spoil, say=seen.append)
+    with pytest.raises(UserError) as error: run_quietly(config, shards, tmp_path, sampler=spoil, log=seen.append)
     assert "up to step 7" in str(error.value) and "output of model.layers.1.mlp.up_proj" in str(error.value)
     last = newest_checkpoint(tmp_path)
     assert last.name == "step-000003" and f"{last}: go on from it" in str(error.value)
@@ -647,11 +647,11 @@ def test_resuming_elsewhere_is_said(shards, tmp_path, monkeypatch):
     run_quietly(tiny(shards, max_steps=2, save_every=1), shards, tmp_path)
     lines = []
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, say=lines.append)
+    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, log=lines.append)
     assert any("not to the bit: torch" in line and "→ 2.99.0" in line for line in lines)
     monkeypatch.undo()
     lines.clear()
-    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, say=lines.append)
+    run_quietly(tiny(shards, max_steps=3), shards, tmp_path, resume=True, log=lines.append)
     assert any("2.99.0 → " in line for line in lines)
 
 
@@ -662,7 +662,7 @@ def test_a_full_disk_does_not_end_a_run(shards, tmp_path, monkeypatch):
         if folder.name == "step-000002": raise UserError("the disk is full.")
         whole(folder, contents)
     monkeypatch.setattr(checkpoint, "write_folder", full)
-    run_quietly(tiny(shards, max_steps=4, save_every=2), shards, tmp_path, say=lines.append)
+    run_quietly(tiny(shards, max_steps=4, save_every=2), shards, tmp_path, log=lines.append)
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-000004"]
     assert any("disk is full. The training goes on." in line for line in lines)
 
@@ -673,7 +673,7 @@ def test_a_signal_ends_the_step_and_saves(number, shards, tmp_path):
     config, lines = tiny(shards, max_steps=12, save_every=5, sample_every=3), []
     raising = lambda model, tokenizer: signal.raise_signal(number) or "sample"
     with pytest.raises((KeyboardInterrupt, SystemExit)) as end:
-        run_quietly(config, shards, tmp_path / "a", sampler=raising, say=lines.append, command="llm-course train")
+        run_quietly(config, shards, tmp_path / "a", sampler=raising, log=lines.append, command="llm-course train")
     assert number == signal.SIGINT or end.value.code == 128 + number
     assert newest_checkpoint(tmp_path / "a").name == "step-000004"
     assert any("after step 4" in line and "`llm-course train --resume`" in line for line in lines)
@@ -737,7 +737,7 @@ def test_a_sample_that_cannot_be_written(shards, tmp_path):
     """Ends no run."""
     def refuse(model, tokenizer): raise UserError("these weights write nothing.")
     said = []
-    assert run_quietly(tiny(shards, max_steps=2), shards, tmp_path, sampler=refuse, say=said.append).steps == 2
+    assert run_quietly(tiny(shards, max_steps=2), shards, tmp_path, sampler=refuse, log=said.append).steps == 2
     assert "There is no sample: these weights write nothing." in said
 
 
@@ -770,7 +770,7 @@ def test_time_limit_cuts_the_schedule(shards, tmp_path, monkeypatch):
     said = []
     let_a_step_take(lambda step: 0.01, monkeypatch)
     config = tiny(shards, max_steps=100_000, max_minutes=0.05, eval_every=0, save_every=0)
-    result = run_quietly(config, shards, tmp_path, say=said.append)
+    result = run_quietly(config, shards, tmp_path, log=said.append)
     assert result.steps == pytest.approx(0.95 * 3 / 0.01, abs=1) and result.seconds == pytest.approx(0.95 * 3, abs=0.02)
     assert sum("schedule ends" in line for line in said) == 1
     assert [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry][-1] == result.steps
@@ -784,7 +784,7 @@ def test_steps_that_were_held_up_do_not_shorten_the_run(shards, tmp_path, monkey
     said = []
     let_a_step_take(lambda step: 0.1 if step < 20 else 0.01, monkeypatch)
     config = tiny(shards, max_steps=100_000, max_minutes=0.1, decay_fraction=0.7, eval_every=0, save_every=0)
-    result = run_quietly(config, shards, tmp_path, say=said.append)
+    result = run_quietly(config, shards, tmp_path, log=said.append)
     cuts = [entry["max_steps"] for entry in read_log(tmp_path) if "max_steps" in entry]
     assert cuts[0] == pytest.approx(57, abs=1)   # 5.7 seconds at the slow pace
     assert cuts[-1] == result.steps == pytest.approx(390, abs=1)   # and at both
@@ -929,7 +929,7 @@ def test_tales_from_nothing(tmp_path):
     def arc(**fields):
         said.clear()
         config = load_config("tiny", {"max_steps": 2, "vocab_size": 400, **fields})
-        return train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
+        return train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, log=said.append)
     def reused(): return {line.split(":")[0] for line in said if "up to date" in line}
     checkpoint = arc()
     assert load_verified(checkpoint).step == 2 and not reused()
@@ -947,9 +947,9 @@ def test_tales_from_nothing(tmp_path):
 def test_an_interrupted_arc_goes_on(tmp_path):
     """What was trained before the interruption is not trained again."""
     config = load_config("tiny", {"max_steps": 4, "vocab_size": 400, "save_every": 2, "sample_every": 2})
-    with pytest.raises(PowerCut): train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=quiet, sampler=cut)
+    with pytest.raises(PowerCut): train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, log=quiet, sampler=cut)
     said = []
-    train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, say=said.append)
+    train_on_tales(config, tmp_path, n_train=200, n_val=20, progress=False, log=said.append)
     assert any("at step 2" in line for line in said)
 
 
@@ -958,7 +958,7 @@ def test_a_training_says_how_long_it_will_take(tmp_path, capsys):
     said = []
     def arc():
         said.clear()
-        train_on_tales(load_config("tiny", {"max_steps": 40, "vocab_size": 400}), tmp_path, n_train=200, n_val=20, say=said.append)
+        train_on_tales(load_config("tiny", {"max_steps": 40, "vocab_size": 400}), tmp_path, n_train=200, n_val=20, log=said.append)
         return [line.startswith("Training takes about ") for line in said]
     announced = arc()
     assert announced.count(True) == 1 and "parameters on" in said[announced.index(True) + 1]

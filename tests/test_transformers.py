@@ -40,7 +40,7 @@ TALES = sample_tales(0, 200)
 SCRIPTS = ["Zürich", "東京は日本", "Москва", "القاهرة", "दिल्ली", "ᚠᛇᚻ", "👩‍👩‍👧🇪🇺", "e\u0301\u0323", "한국어", "½ﬁ²", "\U0010ffff"]
 TRICKS = [" ", "  ", " " * 17, "\n", "\n\n", "\r\n", "\t", "\0", "▁", "▅", "<s>", "</s>", "<unk>", "<0x0A>", "<0x41>", "\u00a0",
           "\u200b", "\u200d", "\ufeff", "\u2028", "\x1b", "\ufffd", "\u0301", " .", " n't", "x" * 300]
-QUIET = dict(say=lambda line: None)
+QUIET = dict(log=lambda line: None)
 HEADS = {"multi-head": dict(n_heads=4, n_kv_heads=4), "grouped": dict(n_heads=4, n_kv_heads=2, rope_theta=1e6),
          "grouped, free head_dim": dict(n_heads=6, n_kv_heads=2, head_dim=10, norm_eps=1e-5)}
 SHAPES = {f"{name}, {'tied' if tied else 'untied'}": dict(heads, tie_embeddings=tied)

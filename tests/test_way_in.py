@@ -20,7 +20,7 @@ from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 TALES = sample_tales(3, 240)
 LINES = [tale[:90].replace("\n", " ") for tale in TALES]
-TOKENIZER = train_tokenizer(LINES, 400, say=lambda line: None)
+TOKENIZER = train_tokenizer(LINES, 400, log=lambda line: None)
 
 
 @pytest.fixture
