@@ -49,6 +49,7 @@ check: $(ready) ## llm_course/ is what nbs/ exports, the notebooks are clean, th
 	@if [ -s "$(VENV)/differs" ]; then cat "$(VENV)/differs"; \
 	  echo "These files differ from the last commit after nbdev_export and nbdev_clean: look at them, then commit them."; exit 1; fi
 	"$(bin)/ruff" check
+	"$(bin)/ruff" format --check
 	@OMP_NUM_THREADS=1 "$(bin)/python" tests/plain_size.py
 
 notebooks: $(ready) ## run every notebook in place, which is how the outputs in git are made

@@ -28,7 +28,9 @@ from .tokenizer import train_tokenizer as learn_tokenizer
 def check_type(name: str, value: object, *kinds: type, wanted: str) -> None:
     """UserError unless `value` is one of `kinds`; `wanted` says in words what `name` should be."""
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise UserError(f"{name} should be {wanted}, not {value!r:.60} of type {type(value).__name__}.")
+        raise UserError(
+            f"{name} should be {wanted}, not {value!r:.60} of type {type(value).__name__}."
+        )
 
 
 def documents_of(name: str, text: object) -> Iterable[str]:
@@ -53,8 +55,15 @@ def train_tokenizer(text: str | Path | list[str], vocab_size: int = 32_000) -> T
     return learn_tokenizer(documents_of("text", text), vocab_size)
 
 
-def prepare(text: str | Path | list[str], tokenizer: Tokenizer | str | Path, out_dir: str | Path = "data/shards", *,
-            seq_len: int = 512, val: str | Path | list[str] | None = None, val_fraction: float = 0.01) -> Path:
+def prepare(
+    text: str | Path | list[str],
+    tokenizer: Tokenizer | str | Path,
+    out_dir: str | Path = "data/shards",
+    *,
+    seq_len: int = 512,
+    val: str | Path | list[str] | None = None,
+    val_fraction: float = 0.01,
+) -> Path:
     """Pack a text into shards in `out_dir`, which it returns: the folder that `train` takes.
 
     tokenizer: one, or the path of its .model file. seq_len: tokens of a sequence. val: what to validate on; without it, the
@@ -69,14 +78,25 @@ def prepare(text: str | Path | list[str], tokenizer: Tokenizer | str | Path, out
     if isinstance(val, list | tuple):
         chosen, held_out = documents_of("val", val), None
     else:
-        found = choose_validation(corpus, tokenizer, out_dir, None if val is None else str(val), val_fraction)
+        found = choose_validation(
+            corpus, tokenizer, out_dir, None if val is None else str(val), val_fraction
+        )
         chosen, held_out = found.documents, found.text
-    write_shards(corpus, tokenizer, out_dir, val_documents=chosen, val_text=held_out, seq_len=seq_len)
+    write_shards(
+        corpus, tokenizer, out_dir, val_documents=chosen, val_text=held_out, seq_len=seq_len
+    )
     return Path(out_dir)
 
 # %% ../nbs/94_api.ipynb #1a9483p1
-def train(config: str | Path | Config, data: str | Path | TokenDataset = "data/shards", out: str | Path = "artifacts/checkpoints",
-          *, resume: bool = False, progress: bool = True, **overrides: object) -> Result:
+def train(
+    config: str | Path | Config,
+    data: str | Path | TokenDataset = "data/shards",
+    out: str | Path = "artifacts/checkpoints",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    **overrides: object,
+) -> Result:
     """Train a model: `.checkpoint` of the result is the folder of the newest checkpoint, `.val_loss` its validation loss.
 
     config: "tiny", "lesson", … or the path of a JSON file, or a Config. data: what `prepare` returns. out: the folder of the
@@ -84,8 +104,16 @@ def train(config: str | Path | Config, data: str | Path | TokenDataset = "data/s
     check_type("config", config, str, Path, Config, wanted="a name, a path or a Config")
     check_type("data", data, str, Path, TokenDataset, wanted="a folder of shards")
     check_type("out", out, str, Path, wanted="a path")
-    config = config if isinstance(config, Config) and not overrides else load_config(config, overrides)
-    return train_run(config, data.folder if isinstance(data, TokenDataset) else data, out, resume=resume, progress=progress)
+    config = (
+        config if isinstance(config, Config) and not overrides else load_config(config, overrides)
+    )
+    return train_run(
+        config,
+        data.folder if isinstance(data, TokenDataset) else data,
+        out,
+        resume=resume,
+        progress=progress,
+    )
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -96,13 +124,17 @@ def load(path: str | Path) -> Checkpoint:
     return checkpoint
 
 
-def generate(model: Checkpoint | str | Path, prompt: str = "", max_new_tokens: int = 200, **options: object) -> str:
+def generate(
+    model: Checkpoint | str | Path, prompt: str = "", max_new_tokens: int = 200, **options: object
+) -> str:
     """A text that begins with `prompt`. Options: temperature, top_k, top_p, min_p, repetition_penalty, seed."""
     check_type("prompt", prompt, str, wanted="a text")
     check_type("max_new_tokens", max_new_tokens, int, wanted="a whole number")
     checkpoint = checkpoint_of(model)
     options = {"engine": fast_engine, **options}
-    return generate_text(checkpoint.model, checkpoint.tokenizer, prompt, max_new_tokens, **options)[0]
+    return generate_text(checkpoint.model, checkpoint.tokenizer, prompt, max_new_tokens, **options)[
+        0
+    ]
 
 
 def evaluate(model: Checkpoint | str | Path, text: str | Path | list[str]) -> Evaluation:

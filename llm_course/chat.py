@@ -24,24 +24,43 @@ from .terminal import LineBreaker, columns, format_table, print_wrapped
 def check_prompt(checkpoint: object, prompt: str) -> None:
     "UserError where the context has no room for the prompt, the </s> before it and one new token."
     from llm_course.files import UserError, quantity
+
     length, context = len(checkpoint.tokenizer.encode(prompt)), checkpoint.model.config.seq_len
     if length + 1 >= context:
-        raise UserError(f"the prompt has {quantity(length, 'token')}, and in the model's context of {context:,} there is room for "
-                          f"{context - 2:,}: shorten it.")
+        raise UserError(
+            f"the prompt has {quantity(length, 'token')}, and in the model's context of {context:,} there is room for "
+            f"{context - 2:,}: shorten it."
+        )
 
 # %% ../nbs/98_chat.ipynb #9346e818
 class Chat:
     "What a line at the prompt asks for: a text to go on from, or a command with a slash."
 
-    def __init__(self, checkpoint: object, seed: int | None, settings: dict[str, float], options: list[click.Parameter],
-                 keyboard: bool) -> None:
-        self.checkpoint, self.options, self.keyboard, self.session, self.notes, self.stopped = checkpoint, options, keyboard, None, [], False
+    def __init__(
+        self,
+        checkpoint: object,
+        seed: int | None,
+        settings: dict[str, float],
+        options: list[click.Parameter],
+        keyboard: bool,
+    ) -> None:
+        self.checkpoint, self.options, self.keyboard, self.session, self.notes, self.stopped = (
+            checkpoint,
+            options,
+            keyboard,
+            None,
+            [],
+            False,
+        )
         self.settings = settings | {"seed": random.randrange(2**31) if seed is None else seed}
-        self.verbs = {name: getattr(self, name) for name in ("again", "check", "save", "help", "quit")}
+        self.verbs = {
+            name: getattr(self, name) for name in ("again", "check", "save", "help", "quit")
+        }
 
     def take(self, line: str) -> None:
         "Do what a line asks for; UserError where that cannot be done."
         from llm_course.files import UserError, did_you_mean
+
         word, _, value = line.strip().partition(" ")
         name = word[1:].replace("-", "_")
         if not word:
@@ -54,19 +73,28 @@ class Chat:
             self.change(name, value.strip())
         else:
             known = [f"/{known}" for known in (*self.settings, *self.verbs)]
-            whole = next((full for full in known if name and full.startswith(f"/{name}")), f"/{name}")
-            raise UserError(f"there is no command {word!r}.{did_you_mean(whole, known) or ' /help lists them.'}")
+            whole = next(
+                (full for full in known if name and full.startswith(f"/{name}")), f"/{name}"
+            )
+            raise UserError(
+                f"there is no command {word!r}.{did_you_mean(whole, known) or ' /help lists them.'}"
+            )
 
     def change(self, name: str, value: str) -> None:
         "Set what a flag sets, from the next text on; without a value, say what it is."
         from llm_course.files import UserError
         from llm_course.sampling import SamplingParams
+
         option = next(option for option in self.options if option.name == name)
         try:
-            changed = self.settings | ({name: option.type.convert(value, option, None)} if value else {})
+            changed = self.settings | (
+                {name: option.type.convert(value, option, None)} if value else {}
+            )
         except click.BadParameter as error:
             raise UserError(f"/{name}: {error.message}") from None
-        SamplingParams(**{field.name: changed[field.name] for field in fields(SamplingParams)})  # refuses what the type lets pass, such as nan
+        SamplingParams(
+            **{field.name: changed[field.name] for field in fields(SamplingParams)}
+        )  # refuses what the type lets pass, such as nan
         self.settings = changed
         click.echo(f"{name} {self.settings[name]}", err=True)
 
@@ -74,10 +102,22 @@ class Chat:
         "A new text. Each takes the next seed, as the samples of `generate` do."
         from llm_course.decoding import fast_engine
         from llm_course.generation import TextSession
+
         check_prompt(self.checkpoint, prompt)
-        options = {name: value for name, value in self.settings.items() if name not in ("max_new_tokens", "precision")}
+        options = {
+            name: value
+            for name, value in self.settings.items()
+            if name not in ("max_new_tokens", "precision")
+        }
         engine = partial(fast_engine, precision=self.settings["precision"])
-        self.session = TextSession(self.checkpoint.model, self.checkpoint.tokenizer, prompt, engine=engine, log=self.notes.append, **options)
+        self.session = TextSession(
+            self.checkpoint.model,
+            self.checkpoint.tokenizer,
+            prompt,
+            engine=engine,
+            log=self.notes.append,
+            **options,
+        )
         self.seed, self.settings["seed"] = self.settings["seed"], self.settings["seed"] + 1
         self.go_on(prompt)
 
@@ -85,7 +125,9 @@ class Chat:
         "Show what the model writes as it comes, until it has written enough or somebody stops it."
         self.stopped, lines = False, LineBreaker(columns(sys.stdout))
         try:
-            for piece in itertools.chain([shown], self.session.generate(self.settings["max_new_tokens"])):
+            for piece in itertools.chain(
+                [shown], self.session.generate(self.settings["max_new_tokens"])
+            ):
                 click.echo(lines.add(visible(piece)), nl=False)
                 if self.stopped:
                     break
@@ -97,7 +139,10 @@ class Chat:
         while self.notes:
             print_wrapped(f"({self.notes.pop()})", err=True)
         if self.keyboard:
-            click.echo(f"(seed {self.seed}: {'the end' if self.session.ended else 'an empty line goes on'})", err=True)
+            click.echo(
+                f"(seed {self.seed}: {'the end' if self.session.ended else 'an empty line goes on'})",
+                err=True,
+            )
 
     def stop(self, *_: object) -> None:
         "What Ctrl-C does to a text that is being written: after the next token there is none."
@@ -106,6 +151,7 @@ class Chat:
     def last(self) -> object:
         "The text that was written last."
         from llm_course.files import UserError
+
         if self.session is None:
             raise UserError("there is no text yet: type how one begins.")
         return self.session
@@ -117,11 +163,13 @@ class Chat:
     def check(self, _: str) -> None:
         "Ask the grammar of the tales about the last text."
         from llm_course.grading import describe_validity
+
         print_wrapped(f"  {visible(describe_validity(self.last().text))}", hang=2)
 
     def save(self, value: str) -> None:
         "Write the last text to a new file."
         from llm_course.files import UserError, atomic_write
+
         text, path = self.last().text, Path(os.path.expanduser(value))
         if not value:
             raise UserError("/save needs the name of a file: /save story.txt")
@@ -134,11 +182,16 @@ class Chat:
     def help(self, _: str) -> None:
         "This page."
         helps = {option.name: option.help for option in self.options}
-        rows = {"a text": "The model writes on from it. One that begins with / is typed with two: //",
-                "an empty line": "Goes on with the last text, or begins one from nothing where that has ended.",
-                "Ctrl-C": "Stops a text, or clears the line; twice at the prompt, or Ctrl-D, ends."}
+        rows = {
+            "a text": "The model writes on from it. One that begins with / is typed with two: //",
+            "an empty line": "Goes on with the last text, or begins one from nothing where that has ended.",
+            "Ctrl-C": "Stops a text, or clears the line; twice at the prompt, or Ctrl-D, ends.",
+        }
         rows |= {f"/{name} {value}": helps[name] for name, value in self.settings.items()}
-        rows |= {f"/{name}{' FILE' * (name == 'save')}": verb.__doc__ for name, verb in self.verbs.items()}
+        rows |= {
+            f"/{name}{' FILE' * (name == 'save')}": verb.__doc__
+            for name, verb in self.verbs.items()
+        }
         click.echo(format_table(rows, columns(sys.stderr)), err=True)
 
     def quit(self, _: str) -> None:
@@ -158,9 +211,16 @@ def on_signal(number: int, handler: Callable) -> Iterator[None]:
 # %% ../nbs/98_chat.ipynb #2566f922
 def history(action: str) -> None:
     "`read` or `write` the lines typed at the prompt, where Python has readline and there is a place for them."
-    with contextlib.suppress(ImportError, OSError, RuntimeError):  # of these: no readline, no permission, no home
+    with contextlib.suppress(
+        ImportError, OSError, RuntimeError
+    ):  # of these: no readline, no permission, no home
         import readline
-        path = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "llm_course", "history")
+
+        path = Path(
+            os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state",
+            "llm_course",
+            "history",
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         readline.set_history_length(1000)
         getattr(readline, f"{action}_history_file")(str(path))
@@ -169,7 +229,10 @@ def history(action: str) -> None:
 def typed_lines(stop: Callable) -> Iterator[str]:
     "What is typed, line by line, until Ctrl-D or two Ctrl-C in a row; at any other time Ctrl-C calls `stop`."
     history("read")
-    with on_signal(signal.SIGINT, stop), on_signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number)):
+    with (
+        on_signal(signal.SIGINT, stop),
+        on_signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number)),
+    ):
         cleared = False
         while True:
             try:

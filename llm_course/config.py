@@ -16,48 +16,91 @@ from typing import get_type_hints
 from .files import UserError, did_you_mean, read_json
 
 # %% ../nbs/04_config.ipynb #910e0456
-KINDS = {int: "a whole number such as 1000", float: "a number such as 3e-4", bool: "true or false", str: "a text"}
+KINDS = {
+    int: "a whole number such as 1000",
+    float: "a number such as 3e-4",
+    bool: "true or false",
+    str: "a text",
+}
+
 
 def from_text(name: str, text: str, kind: type) -> object:
     """`text`, as it comes from a command line, as a `kind`: 200_000, 3e-4, true. UserError that names the field."""
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    words = {
+        "true": True,
+        "yes": True,
+        "on": True,
+        "1": True,
+        "false": False,
+        "no": False,
+        "off": False,
+        "0": False,
+    }
     try:
         return words[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise UserError(f"{name} is {text!r}: it must be {KINDS[kind]}.") from None
 
+
 def of_kind(name: str, value: object, kind: type) -> object:
     """`value`, if it is a `kind` (a whole number is a number too, true is none); else UserError that names the field."""
-    if kind is float and type(value) is int and abs(value) < 1e300: value = float(value)
+    if kind is float and type(value) is int and abs(value) < 1e300:
+        value = float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise UserError(f"{name} is {value!r}: it must be {KINDS[kind]}.")
     return value
 
 # %% ../nbs/04_config.ipynb #24setting
-def setting(default: object, help: str, least: float | None = None, most: float = 1e12,
-            choices: tuple[str, ...] = ()) -> object:
+def setting(
+    default: object,
+    help: str,
+    least: float | None = None,
+    most: float = 1e12,
+    choices: tuple[str, ...] = (),
+) -> object:
     """A field of a config: its default, what it means (for `--help` too), and the values that it may have."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
+    return field(
+        default=default, metadata={"help": help, "least": least, "most": most, "choices": choices}
+    )
 
 
 def check_settings(where: str, config: object) -> None:
     """UserError for the first field of a config that lies outside of its limits."""
     for f in fields(config):
-        value, least, most, choices = getattr(config, f.name), *map(f.metadata.get, ("least", "most", "choices"))
+        value, least, most, choices = (
+            getattr(config, f.name),
+            *map(f.metadata.get, ("least", "most", "choices")),
+        )
         if least is not None and not least <= value <= most:
-            raise UserError(f"{where}{f.name} is {value}: it must lie between {least:g} and {most:g}.")
+            raise UserError(
+                f"{where}{f.name} is {value}: it must lie between {least:g} and {most:g}."
+            )
         if choices and value not in choices:
-            raise UserError(f"{where}{f.name} is {value!r}: it must be one of {', '.join(choices)}."
-                            + did_you_mean(value, choices))
+            raise UserError(
+                f"{where}{f.name} is {value!r}: it must be one of {', '.join(choices)}."
+                + did_you_mean(value, choices)
+            )
 
 # %% ../nbs/04_config.ipynb #539b6241
 HF_NAMES = {  # our names, and those in a Qwen3 config.json
-    "n_layers": "num_hidden_layers", "d_model": "hidden_size", "n_heads": "num_attention_heads",
-    "n_kv_heads": "num_key_value_heads", "d_ff": "intermediate_size", "vocab_size": "vocab_size",
-    "seq_len": "max_position_embeddings", "head_dim": "head_dim", "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings",
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "d_ff": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "seq_len": "max_position_embeddings",
+    "head_dim": "head_dim",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
 }
-HF_FIXED = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "use_sliding_window": False}
+HF_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+}
 
 # %% ../nbs/04_config.ipynb #8c7377dc
 LARGEST, SMALLEST = 2**31, 1e-30  # of a number in a model's config
@@ -66,10 +109,13 @@ LARGEST, SMALLEST = 2**31, 1e-30  # of a number in a model's config
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of a model: everything that decides its parameters, and nothing about how it is trained."
+
     n_layers: int = setting(MISSING, "L, number of blocks", 1, LARGEST)
     d_model: int = setting(MISSING, "C, width of the residual stream", 1, LARGEST)
     n_heads: int = setting(MISSING, "H, query heads of a block", 1, LARGEST)
-    n_kv_heads: int = setting(MISSING, "K, KV heads of a block: each serves n_heads / n_kv_heads query heads", 1, LARGEST)
+    n_kv_heads: int = setting(
+        MISSING, "K, KV heads of a block: each serves n_heads / n_kv_heads query heads", 1, LARGEST
+    )
     d_ff: int = setting(MISSING, "F, hidden width of the MLP", 1, LARGEST)
     vocab_size: int = setting(MISSING, "V, size of the vocabulary", 1, LARGEST)
     seq_len: int = setting(MISSING, "T, context length in tokens", 1, LARGEST)
@@ -80,21 +126,32 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            object.__setattr__(self, each.name, of_kind(each.name, getattr(self, each.name), each.type))
+            object.__setattr__(
+                self, each.name, of_kind(each.name, getattr(self, each.name), each.type)
+            )
         check_settings("", self)
         if self.head_dim == 0:
             if self.d_model % self.n_heads:
-                raise UserError(f"d_model is {self.d_model}, which n_heads = {self.n_heads} does not divide: set head_dim.")
+                raise UserError(
+                    f"d_model is {self.d_model}, which n_heads = {self.n_heads} does not divide: set head_dim."
+                )
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
         if self.head_dim % 2:
-            raise UserError(f"head_dim is {self.head_dim}, and should be even: RoPE rotates pairs of channels.")
+            raise UserError(
+                f"head_dim is {self.head_dim}, and should be even: RoPE rotates pairs of channels."
+            )
         if self.n_heads % self.n_kv_heads:
-            raise UserError(f"n_kv_heads is {self.n_kv_heads}, and should divide n_heads = {self.n_heads}.")
+            raise UserError(
+                f"n_kv_heads is {self.n_kv_heads}, and should divide n_heads = {self.n_heads}."
+            )
 
     @property
     def matrix_params(self) -> int:
         "Weights in the matrices of all blocks: q and o are (C, HD), k and v (C, KD), gate, up and down (C, F)."
-        per_block = 2 * self.d_model * self.head_dim * (self.n_heads + self.n_kv_heads) + 3 * self.d_model * self.d_ff
+        per_block = (
+            2 * self.d_model * self.head_dim * (self.n_heads + self.n_kv_heads)
+            + 3 * self.d_model * self.d_ff
+        )
         return self.n_layers * per_block
 
     @property
@@ -110,7 +167,9 @@ class ModelConfig:
     @property
     def n_params(self) -> int:
         "All parameters; a tied embedding counts once."
-        return self.n_params_no_embedding + self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        return self.n_params_no_embedding + self.vocab_size * self.d_model * (
+            1 if self.tie_embeddings else 2
+        )
 
     def flops_per_token(self, seq_len: int | None = None) -> int:
         """Floating-point operations to train on one token, forward and backward, in sequences of `seq_len`.
@@ -132,24 +191,47 @@ class ModelConfig:
         """
         names = {theirs: getattr(self, ours) for ours, theirs in HF_NAMES.items()}
         rope = {"rope_type": "default", "rope_theta": self.rope_theta}
-        return {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **names, "rope_parameters": rope,
-                "bos_token_id": eos_id if bos_id is None else bos_id, "eos_token_id": eos_id, "pad_token_id": None,
-                **HF_FIXED, "initializer_range": 0.02, "use_cache": True, "dtype": dtype, "torch_dtype": dtype}
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            **names,
+            "rope_parameters": rope,
+            "bos_token_id": eos_id if bos_id is None else bos_id,
+            "eos_token_id": eos_id,
+            "pad_token_id": None,
+            **HF_FIXED,
+            "initializer_range": 0.02,
+            "use_cache": True,
+            "dtype": dtype,
+            "torch_dtype": dtype,
+        }
 
     @classmethod
     def from_hf(cls, config: dict) -> "ModelConfig":
         "The ModelConfig that a Qwen3 config.json describes; UserError where it asks for what this model does not have."
         for name, value in {"model_type": "qwen3", **HF_FIXED}.items():
             if config.get(name, value) != value:
-                raise UserError(f"{name} is {config[name]!r} in config.json, and this model has only {value!r}.")
-        ropes = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # of transformers 4, and of 5
+                raise UserError(
+                    f"{name} is {config[name]!r} in config.json, and this model has only {value!r}."
+                )
+        ropes = [
+            config.get(name) or {} for name in ("rope_scaling", "rope_parameters")
+        ]  # of transformers 4, and of 5
         for rope in ropes:
-            kind = rope.get("rope_type") or rope.get("type") or "default" if isinstance(rope, dict) else rope
+            kind = (
+                rope.get("rope_type") or rope.get("type") or "default"
+                if isinstance(rope, dict)
+                else rope
+            )
             if kind != "default" or rope == kind:
-                raise UserError(f"rope_type is {kind!r} in config.json, and this model has only 'default', in an object.")
+                raise UserError(
+                    f"rope_type is {kind!r} in config.json, and this model has only 'default', in an object."
+                )
         found = {"rope_theta": 10_000.0, **config, **ropes[0], **ropes[1]}
         if missing := [theirs for theirs in HF_NAMES.values() if theirs not in found]:
-            raise UserError(f"config.json does not say {missing[0]}: is it the config of a Qwen3 model?")
+            raise UserError(
+                f"config.json does not say {missing[0]}: is it the config of a Qwen3 model?"
+            )
         return cls(**{ours: found[theirs] for ours, theirs in HF_NAMES.items()})
 
 # %% ../nbs/04_config.ipynb #de5851d1
@@ -161,33 +243,61 @@ PRECISIONS = ("auto", "bf16", "fp32")
 class TrainingConfig:
     """How a run trains. Each field is also a flag of `llm-course train`."""
 
-    batch_size: int = setting(32, "sequences in one optimizer step, all processes and micro-batches together", 1)
-    micro_batch_size: int = setting(0, "sequences that one process holds in memory at once (0: its whole share)", 0)
-    document_aligned: bool = setting(False, "let sequences begin and end where documents do, shorter than seq_len if need be")
+    batch_size: int = setting(
+        32, "sequences in one optimizer step, all processes and micro-batches together", 1
+    )
+    micro_batch_size: int = setting(
+        0, "sequences that one process holds in memory at once (0: its whole share)", 0
+    )
+    document_aligned: bool = setting(
+        False, "let sequences begin and end where documents do, shorter than seq_len if need be"
+    )
     max_steps: int = setting(1000, "optimizer steps", 1)
     lr: float = setting(1e-3, "peak learning rate", 0, 100)
-    embedding_lr_scale: float = setting(1.0, "learning rate of the embedding, as a multiple of lr", 0, 100)
-    muon_lr_scale: float = setting(0.0, "Muon's learning rate for the matrices of the blocks, as a multiple of lr (0: AdamW)", 0, 100)
+    embedding_lr_scale: float = setting(
+        1.0, "learning rate of the embedding, as a multiple of lr", 0, 100
+    )
+    muon_lr_scale: float = setting(
+        0.0,
+        "Muon's learning rate for the matrices of the blocks, as a multiple of lr (0: AdamW)",
+        0,
+        100,
+    )
     muon_momentum: float = setting(0.95, "decay of Muon's moving average of the gradient", 0, 1)
     warmup_steps: int = setting(50, "steps of linear warm-up", 0)
-    decay_fraction: float = setting(0.3, "share of the steps over which the learning rate decays to 0", 0, 1)
+    decay_fraction: float = setting(
+        0.3, "share of the steps over which the learning rate decays to 0", 0, 1
+    )
     weight_decay: float = setting(0.1, "decoupled weight decay of matrices", 0, 1)
     beta1: float = setting(0.9, "AdamW: decay of the first moment", 0, 0.999999)
     beta2: float = setting(0.95, "AdamW: decay of the second moment", 0, 0.999999)
     eps: float = setting(1e-8, "AdamW: added to the denominator", 0, 1)
-    mimetic_init: float = setting(0.0, "how strongly the last block's attention is initialised to copy what it attends to", 0, 100)
+    mimetic_init: float = setting(
+        0.0,
+        "how strongly the last block's attention is initialised to copy what it attends to",
+        0,
+        100,
+    )
     grad_clip: float = setting(1.0, "largest gradient norm (0: no clipping)", 0)
     seed: int = setting(0, "of the initial weights and of the order of the data", 0, 2**63 - 1)
     precision: str = setting("auto", "dtype of the matrix products", choices=PRECISIONS)
-    checkpoint_activations: bool = setting(False, "recompute activations in the backward pass: less memory, a third slower")
-    compile: bool = setting(False, "compile the blocks with torch.compile: a minute of waiting, then faster steps")
-    max_minutes: float = setting(0.0, "make only as many steps as fit into this time (0: no limit)", 0)
+    checkpoint_activations: bool = setting(
+        False, "recompute activations in the backward pass: less memory, a third slower"
+    )
+    compile: bool = setting(
+        False, "compile the blocks with torch.compile: a minute of waiting, then faster steps"
+    )
+    max_minutes: float = setting(
+        0.0, "make only as many steps as fit into this time (0: no limit)", 0
+    )
     log_every: int = setting(10, "steps between two lines of log.jsonl", 1)
     eval_every: int = setting(200, "steps between two validations (0: only at the end)", 0)
     eval_sequences: int = setting(64, "validation sequences, always the same ones", 1)
     sample_every: int = setting(0, "steps between two samples of text (0: only at the end)", 0)
     save_every: int = setting(200, "steps between two checkpoints (0: only at the end)", 0)
-    keep_checkpoints: int = setting(3, "how many checkpoints to keep: the newest ones (and the best)", 1)
+    keep_checkpoints: int = setting(
+        3, "how many checkpoints to keep: the newest ones (and the best)", 1
+    )
 
     def __post_init__(self) -> None:
         check_settings("training.", self)
@@ -196,6 +306,7 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class Config:
     """One run, whole: the shape of the model and how it learns."""
+
     model: ModelConfig
     training: TrainingConfig
 
@@ -208,36 +319,58 @@ class Config:
 def refuse_unknown(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     """UserError for the first name in `given` that is not `known`, with the nearest one that is."""
     for name in given:
-        if name not in known: raise UserError(f"{where}{name} is not a setting.{did_you_mean(name, list(known))}")
+        if name not in known:
+            raise UserError(f"{where}{name} is not a setting.{did_you_mean(name, list(known))}")
+
 
 def make_part(kind: type, where: str, given: object) -> ModelConfig | TrainingConfig:
     """The dataclass `kind` from a JSON object; every wrong or missing field is named after `where`."""
-    if not isinstance(given, Mapping): raise UserError(f"{where} must be an object with fields.")
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must be an object with fields.")
     known = get_type_hints(kind)
     refuse_unknown(f"{where}.", given, known)
     for each in fields(kind):
-        if each.default is MISSING and each.name not in given: raise UserError(f"{where}.{each.name} is missing.")
-    return kind(**{name: of_kind(f"{where}.{name}", value, known[name]) for name, value in given.items()})
+        if each.default is MISSING and each.name not in given:
+            raise UserError(f"{where}.{each.name} is missing.")
+    return kind(
+        **{name: of_kind(f"{where}.{name}", value, known[name]) for name, value in given.items()}
+    )
+
 
 PARTS = {"model": ModelConfig, "training": TrainingConfig}
 
+
 def make_config(values: Mapping[str, object], source: str) -> Config:
     """The Config in `values`, {"model": {…}, "training": {…}}; what is wrong is named after `source`, where it came from."""
-    if not isinstance(values, Mapping): raise UserError(f"{source} must be an object with {' and '.join(PARTS)}.")
+    if not isinstance(values, Mapping):
+        raise UserError(f"{source} must be an object with {' and '.join(PARTS)}.")
     refuse_unknown(f"{source}: ", values, PARTS)
-    return Config(**{name: make_part(kind, f"{source}: {name}", values.get(name, {})) for name, kind in PARTS.items()})
+    return Config(
+        **{
+            name: make_part(kind, f"{source}: {name}", values.get(name, {}))
+            for name, kind in PARTS.items()
+        }
+    )
 
 # %% ../nbs/04_config.ipynb #798df2ec
 def config_names() -> list[str]:
     """The configs that come with the package."""
-    return sorted(path.name.removesuffix(".json") for path in CONFIGS.iterdir() if path.name.endswith(".json"))
+    return sorted(
+        path.name.removesuffix(".json") for path in CONFIGS.iterdir() if path.name.endswith(".json")
+    )
+
 
 def config_path(name_or_path: str | Path) -> Path:
     """The file of a config: by its name in the package, or by its own path, which ends in .json."""
-    if Path(name_or_path).suffix.lower() == ".json": return Path(name_or_path)
-    if str(name_or_path) in config_names(): return CONFIGS / f"{name_or_path}.json"
-    raise UserError(f"There is no config {str(name_or_path)!r}.{did_you_mean(str(name_or_path), config_names())}"
-                      f" Give the path of a .json file, or one of {', '.join(config_names())}.")
+    if Path(name_or_path).suffix.lower() == ".json":
+        return Path(name_or_path)
+    if str(name_or_path) in config_names():
+        return CONFIGS / f"{name_or_path}.json"
+    raise UserError(
+        f"There is no config {str(name_or_path)!r}.{did_you_mean(str(name_or_path), config_names())}"
+        f" Give the path of a .json file, or one of {', '.join(config_names())}."
+    )
+
 
 def load_config(name_or_path: str | Path, overrides: Mapping[str, object] = {}) -> Config:
     """The Config of that name or file, with single fields set anew: load_config("125m", {"max_steps": "2"}).
@@ -246,10 +379,18 @@ def load_config(name_or_path: str | Path, overrides: Mapping[str, object] = {}) 
     field and, for a name that does not exist, the nearest one that does."""
     path = config_path(name_or_path)
     values = read_json(path)
-    owner = {name: (part, kind) for part, cls in PARTS.items() for name, kind in get_type_hints(cls).items()}
+    owner = {
+        name: (part, kind)
+        for part, cls in PARTS.items()
+        for name, kind in get_type_hints(cls).items()
+    }
     refuse_unknown("", overrides, owner)
     for name, value in overrides.items():
         part, kind = owner[name]
-        if not isinstance(values.setdefault(part, {}), Mapping): break   # make_config says what it should be
-        values[part] = {**values[part], name: from_text(name, value, kind) if isinstance(value, str) else value}
+        if not isinstance(values.setdefault(part, {}), Mapping):
+            break  # make_config says what it should be
+        values[part] = {
+            **values[part],
+            name: from_text(name, value, kind) if isinstance(value, str) else value,
+        }
     return make_config(values, str(name_or_path))

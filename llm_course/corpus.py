@@ -109,7 +109,9 @@ def held_out(document: str, fraction: float = 0.01) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 # %% ../nbs/13_corpus.ipynb #smpl0001
-def sample(texts: Iterable[str], limit: int, log: Callable[[str], object] = print_message) -> list[str]:
+def sample(
+    texts: Iterable[str], limit: int, log: Callable[[str], object] = print_message
+) -> list[str]:
     """As many texts as `limit` bytes hold, but at least one, those with the smallest hashes: their order does not matter."""
     heap: list[tuple[int, str]] = []
     kept, total, bound = 0, 0, 2**64
@@ -124,7 +126,9 @@ def sample(texts: Iterable[str], limit: int, log: Callable[[str], object] = prin
             largest, text = heapq.heappop(heap)
             bound, kept = -largest, kept - len(utf8_bytes(text))
     if total > limit:
-        log(f"The vocabulary is learned from {kept / 1e6:,.1f} MB chosen evenly out of the corpus's {total / 1e6:,.1f} MB.")
+        log(
+            f"The vocabulary is learned from {kept / 1e6:,.1f} MB chosen evenly out of the corpus's {total / 1e6:,.1f} MB."
+        )
     return [text for _, text in heap]
 
 # %% ../nbs/13_corpus.ipynb #4f934879

@@ -33,7 +33,9 @@ from .shapes import shape_checked
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def product(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]) -> Float[Tensor, "*batch F"]:
+def product(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "F C"]
+) -> Float[Tensor, "*batch F"]:
     "`x @ weight.T`, by way of a matrix and a vector where x has one row: that reads the weights faster."
     if x.numel() == weight.shape[1]:
         return torch.mv(weight, x.flatten()).view(*x.shape[:-1], -1)
@@ -52,7 +54,9 @@ def matvec(precision: str, batch: int) -> bool:
     return precision == "fp32" and batch == 1 and on_intel()
 
 
-def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callable[[Tensor], Tensor]:
+def packed(
+    precision: str, batch: int, *weights: Float[Tensor, "_ C"]
+) -> Callable[[Tensor], Tensor]:
     "`x @ weight.T` as a function of x, the matrices under each other, copied into the order in which a `batch` of rows reads them."
     weight = torch.cat([weight.detach() for weight in weights])
     if weight.is_cuda:
@@ -64,7 +68,9 @@ def packed(precision: str, batch: int, *weights: Float[Tensor, "_ C"]) -> Callab
     weight = weight.to(dtype := PRECISIONS[precision])
     if matvec(precision, batch):
         return lambda x: product(x, weight)
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight, 8)  # for 8 rows; more, and fewer, work as well
+    blocks = torch.ops.mkldnn._reorder_linear_weight(
+        weight, 8
+    )  # for 8 rows; more, and fewer, work as well
     return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), blocks, None, "none", [], "")
 
 # %% ../nbs/62_decoding.ipynb #gen00008
@@ -72,7 +78,9 @@ def can_pack(precision: str) -> bool:
     "Whether the libraries are there that `packed` uses, for this processor."
     if precision == "fp16":
         return "fbgemm" in torch.backends.quantized.supported_engines
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    there = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_reorder_linear_weight"
+    )
     return there and (precision == "fp32" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 # %% ../nbs/62_decoding.ipynb #gen00012
@@ -81,10 +89,17 @@ class DecoderLayer:
 
     def __init__(self, block: Block, n_heads: int, n_kv_heads: int, precision: str, batch: int):
         attention, mlp, pack = block.self_attn, block.mlp, partial(packed, precision, batch)
-        self.attention_norm, self.mlp_norm = block.input_layernorm.weight.detach(), block.post_attention_layernorm.weight.detach()
+        self.attention_norm, self.mlp_norm = (
+            block.input_layernorm.weight.detach(),
+            block.post_attention_layernorm.weight.detach(),
+        )
         self.qkv = pack(attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        self.qk_norms = torch.cat([attention.q_norm.weight.detach().expand(n_heads, -1),
-                                   attention.k_norm.weight.detach().expand(n_kv_heads, -1)])
+        self.qk_norms = torch.cat(
+            [
+                attention.q_norm.weight.detach().expand(n_heads, -1),
+                attention.k_norm.weight.detach().expand(n_kv_heads, -1),
+            ]
+        )
         self.out = pack(attention.o_proj.weight)
         self.gate_up = pack(mlp.gate_proj.weight, mlp.up_proj.weight)
         self.down = pack(mlp.down_proj.weight)
@@ -95,20 +110,34 @@ class DecoderWeights:
 
     def __init__(self, model: GPT, precision: str, batch: int):
         self.config = c = model.config
-        self.layers = [DecoderLayer(block, c.n_heads, c.n_kv_heads, precision, batch) for block in model.model.layers]
-        self.embedding, self.norm = model.model.embed_tokens.weight.detach(), model.model.norm.weight.detach()
+        self.layers = [
+            DecoderLayer(block, c.n_heads, c.n_kv_heads, precision, batch)
+            for block in model.model.layers
+        ]
+        self.embedding, self.norm = (
+            model.model.embed_tokens.weight.detach(),
+            model.model.norm.weight.detach(),
+        )
         self.head = packed(precision, batch, model.head)
-        self.cos, self.sin = rope_table(torch.arange(c.seq_len, device=self.norm.device), c.head_dim, c.rope_theta)
+        self.cos, self.sin = rope_table(
+            torch.arange(c.seq_len, device=self.norm.device), c.head_dim, c.rope_theta
+        )
         self.sin[:, : c.head_dim // 2].neg_()
 
 # %% ../nbs/62_decoding.ipynb #gen00015
-_packed: WeakKeyDictionary[GPT, tuple[tuple, DecoderWeights]] = WeakKeyDictionary()  # a model, and what it was when laid out
+_packed: WeakKeyDictionary[GPT, tuple[tuple, DecoderWeights]] = (
+    WeakKeyDictionary()
+)  # a model, and what it was when laid out
 
 
 def pack_weights(model: GPT, precision: str, batch: int) -> DecoderWeights:
     "The weights of a model, packed for so many rows; those of the last time if neither they nor the way of packing have changed."
     weights = list(model.parameters())
-    now = (precision, matvec(precision, batch), *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights))
+    now = (
+        precision,
+        matvec(precision, batch),
+        *((w.data_ptr(), 0 if w.is_inference() else w._version, w.sum().item()) for w in weights),
+    )
     then, kept = _packed.get(model, (None, None))
     if then != now:
         _packed.pop(model, None)  # before the new ones are made: there is never a third copy
@@ -125,7 +154,11 @@ class PackedEngine:
     """
 
     def __init__(self, model: GPT, batch: int, precision: str = "fp32"):
-        self.weights, self.config, c = pack_weights(model, precision, batch), model.config, model.config
+        self.weights, self.config, c = (
+            pack_weights(model, precision, batch),
+            model.config,
+            model.config,
+        )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         device = self.weights.norm.device
         self.eps = torch.tensor(c.norm_eps)  # for `norm` on a processor
@@ -144,21 +177,37 @@ class PackedEngine:
         self.cache.length = 0
 
     @torch.inference_mode()  # as no_grad, and each call is cheaper still
-    def forward(self, ids: Int[Tensor, "B T"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B V"]:
+    def forward(
+        self, ids: Int[Tensor, "B T"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "B V"]:
         "The logits after the last of `ids`, which stand at the positions of these angles."
         weights, x = self.weights, F.embedding(ids, self.weights.embedding)
         with torch.autocast(x.device.type, enabled=False):
             for number, layer in enumerate(weights.layers):
-                needed = 1 if number + 1 == len(weights.layers) else ids.shape[1]  # nobody reads the others of the last layer
+                needed = (
+                    1 if number + 1 == len(weights.layers) else ids.shape[1]
+                )  # nobody reads the others of the last layer
                 x = self.block(number, layer, x, cos, sin, needed)
             return weights.head(self.norm(x[:, -1], weights.norm)).float()
 
-    def block(self, number: int, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor, needed: int) -> Tensor:
+    def block(
+        self,
+        number: int,
+        layer: DecoderLayer,
+        x: Float[Tensor, "B T C"],
+        cos: Tensor,
+        sin: Tensor,
+        needed: int,
+    ) -> Tensor:
         "The residual stream after a layer, for the newest `needed` positions, in place."
         q, k, v = self.qkv(layer, self.norm(x, layer.attention_norm), cos, sin)
-        return self.add_residual(x[:, -needed:], layer, self.attend(number, q[:, :, -needed:], k, v))
+        return self.add_residual(
+            x[:, -needed:], layer, self.attend(number, q[:, :, -needed:], k, v)
+        )
 
-    def add_residual(self, x: Float[Tensor, "B T C"], layer: DecoderLayer, heads: Float[Tensor, "B T HD"]) -> Float[Tensor, "B T C"]:
+    def add_residual(
+        self, x: Float[Tensor, "B T C"], layer: DecoderLayer, heads: Float[Tensor, "B T HD"]
+    ) -> Float[Tensor, "B T C"]:
         "The residual stream with what attention adds, the output of its `heads`, and then the MLP."
         x.add_(layer.out(heads))
         gate, up = layer.gate_up(self.norm(x, layer.mlp_norm)).chunk(2, dim=-1)
@@ -169,13 +218,19 @@ class PackedEngine:
         if x.is_cuda:
             return F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps) * weight
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(weight)
+        return (x * torch.addcmul(self.eps, length, length, value=1 / x.shape[-1]).rsqrt_()).mul_(
+            weight
+        )
 
-    def rotate(self, x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B H T D"]:
+    def rotate(
+        self, x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "B H T D"]:
         "RoPE, as `apply_rope`; the first half of `sin` has its sign already."
         return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
-    def qkv(self, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         "Queries (B, H, T, D), keys and values (B, K, T, D) of a layer, normalised and rotated."
         c = self.config
         qkv = layer.qkv(x).float().unflatten(-1, (-1, c.head_dim))
@@ -183,15 +238,21 @@ class PackedEngine:
         qk = self.rotate(self.norm(qk, layer.qk_norms).transpose(1, 2), cos, sin)
         return *qk.split([c.n_heads, c.n_kv_heads], dim=1), v.transpose(1, 2)
 
-    def group_queries(self, q: Float[Tensor, "B H 1 D"], dtype: torch.dtype) -> Float[Tensor, "B K G D"]:
+    def group_queries(
+        self, q: Float[Tensor, "B H 1 D"], dtype: torch.dtype
+    ) -> Float[Tensor, "B K G D"]:
         "The query heads that share a KV head, as if they were its positions."
         return q.to(dtype).reshape(len(q), self.config.n_kv_heads, -1, self.config.head_dim)
 
-    def attend(self, number: int, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Tensor) -> Float[Tensor, "B T HD"]:
+    def attend(
+        self, number: int, q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Tensor
+    ) -> Float[Tensor, "B T HD"]:
         "The output of a layer's heads, which attend to the positions so far, the new ones included."
         k, v = self.cache.update(number, k, v)
         if q.shape[2] == 1:
-            return F.scaled_dot_product_attention(self.group_queries(q, k.dtype), k, v).reshape(len(q), 1, -1)
+            return F.scaled_dot_product_attention(self.group_queries(q, k.dtype), k, v).reshape(
+                len(q), 1, -1
+            )
         in_blocks = q.shape[2] == k.shape[2] and use_chunked_attention(q.device, k.shape[2])
         attention = chunked_attention if in_blocks else causal_attention
         return attention(q.to(k.dtype), k, v).transpose(1, 2).flatten(2)
@@ -205,10 +266,16 @@ class GraphEngine(PackedEngine):
         device = self.weights.norm.device
         self.ids = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self.at = torch.zeros(1, dtype=torch.long, device=device)  # the position of `ids`
-        self.future: Tensor | None = None  # of the positions that a recording looks at, those that hold nothing yet
-        self.recorded: dict[int, tuple[Callable[[], object], Tensor]] = {}  # for so many positions: how to play it, and its logits
+        self.future: Tensor | None = (
+            None  # of the positions that a recording looks at, those that hold nothing yet
+        )
+        self.recorded: dict[
+            int, tuple[Callable[[], object], Tensor]
+        ] = {}  # for so many positions: how to play it, and its logits
         if is_compiled(model):
-            self.one_block = compile_anywhere(self.one_block, dynamic=False, options={"coordinate_descent_tuning": True})
+            self.one_block = compile_anywhere(
+                self.one_block, dynamic=False, options={"coordinate_descent_tuning": True}
+            )
 
     def read(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B V"]:
         "As `PackedEngine.read`; the logits of one token stay where they are until the next is read."
@@ -229,26 +296,52 @@ class GraphEngine(PackedEngine):
             aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                self.one_token(seen)  # what libraries prepare at their first call is no part of a recording
+                self.one_token(
+                    seen
+                )  # what libraries prepare at their first call is no part of a recording
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on, such as NCCL's
+            with torch.cuda.graph(
+                graph, capture_error_mode="thread_local"
+            ):  # other threads may go on, such as NCCL's
                 logits = self.one_token(seen)
         return graph.replay, logits
 
     def one_token(self, seen: int) -> Float[Tensor, "B V"]:
         "What is recorded."
         self.future = torch.arange(seen, device=self.at.device) > self.at
-        logits, self.future = self.forward(self.ids, self.weights.cos[self.at], self.weights.sin[self.at]), None
+        logits, self.future = (
+            self.forward(self.ids, self.weights.cos[self.at], self.weights.sin[self.at]),
+            None,
+        )
         return logits
 
-    def block(self, number: int, layer: DecoderLayer, x: Float[Tensor, "B T C"], cos: Tensor, sin: Tensor, needed: int) -> Tensor:
+    def block(
+        self,
+        number: int,
+        layer: DecoderLayer,
+        x: Float[Tensor, "B T C"],
+        cos: Tensor,
+        sin: Tensor,
+        needed: int,
+    ) -> Tensor:
         "As `PackedEngine.block`; in a recording, of one token."
         if self.future is None:
             return super().block(number, layer, x, cos, sin, needed)
-        return self.one_block(layer, x, cos, sin, self.cache.k[number], self.cache.v[number], self.at, self.future)
+        return self.one_block(
+            layer, x, cos, sin, self.cache.k[number], self.cache.v[number], self.at, self.future
+        )
 
-    def one_block(self, layer: DecoderLayer, x: Float[Tensor, "B 1 C"], cos: Tensor, sin: Tensor, keys: Float[Tensor, "B K S D"],
-                  values: Float[Tensor, "B K S D"], at: Int[Tensor, "1"], future: Bool[Tensor, "seen"]) -> Float[Tensor, "B 1 C"]:
+    def one_block(
+        self,
+        layer: DecoderLayer,
+        x: Float[Tensor, "B 1 C"],
+        cos: Tensor,
+        sin: Tensor,
+        keys: Float[Tensor, "B K S D"],
+        values: Float[Tensor, "B K S D"],
+        at: Int[Tensor, "1"],
+        future: Bool[Tensor, "seen"],
+    ) -> Float[Tensor, "B 1 C"]:
         "A layer for the token at position `at`, which looks at the first positions of the cache, but for the future ones."
         q, k, v = self.qkv(layer, self.norm(x, layer.attention_norm), cos, sin)
         for all_positions, new in ((keys, k), (values, v)):
@@ -256,7 +349,9 @@ class GraphEngine(PackedEngine):
         keys, values = keys[:, :, : len(future)], values[:, :, : len(future)]
         scores = (self.group_queries(q, keys.dtype) @ keys.mT).float() * q.shape[-1] ** -0.5
         weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        return self.add_residual(x, layer, (weights.to(values.dtype) @ values).reshape(len(q), 1, -1))
+        return self.add_residual(
+            x, layer, (weights.to(values.dtype) @ values).reshape(len(q), 1, -1)
+        )
 
 # %% ../nbs/62_decoding.ipynb #gen00021
 def has_hooks(model: GPT) -> bool:

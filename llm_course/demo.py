@@ -193,7 +193,17 @@ def sample_text(model: object, tokenizer: object) -> str:
     "The sample that training shows now and then: 60 tokens of a document's beginning."
     from llm_course.decoding import fast_engine
     from llm_course.generation import generate_text
-    text = generate_text(model, tokenizer, "", max_new_tokens=60, temperature=0.8, seed=0, engine=fast_engine, log=None)[0]
+
+    text = generate_text(
+        model,
+        tokenizer,
+        "",
+        max_new_tokens=60,
+        temperature=0.8,
+        seed=0,
+        engine=fast_engine,
+        log=None,
+    )[0]
     return visible(text)
 
 # %% ../nbs/93_demo.ipynb #ecf9aa6b
@@ -241,8 +251,18 @@ def own_stories(checkpoint: object, **sampling: float) -> list[str]:
     "The model's STORIES, always the same; written CAREFUL, but for what `sampling` sets."
     from llm_course.decoding import fast_engine
     from llm_course.generation import generate_text
-    return generate_text(checkpoint.model, checkpoint.tokenizer, "Once upon a time", 600, **CAREFUL | sampling, seed=0,
-                         n_samples=STORIES, engine=fast_engine, log=None)
+
+    return generate_text(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        "Once upon a time",
+        600,
+        **CAREFUL | sampling,
+        seed=0,
+        n_samples=STORIES,
+        engine=fast_engine,
+        log=None,
+    )
 
 # %% ../nbs/93_demo.ipynb #c8a0853d
 ENOUGH = 4_000_000  # tokens: of the demo's stories, 82 in 100 were right with 2.5 million, 97 in the median run with 5.3 or more

@@ -158,7 +158,7 @@ def meeting_place() -> dict:
     }
 
 # %% ../nbs/32_device.ipynb #4fae8bp2
-  # they ask a run to stop
+# they ask a run to stop
 
 
 @contextmanager
@@ -331,6 +331,7 @@ def process_memory_limit(name: str) -> float:
     if os.name != "posix":
         return math.inf
     import resource  # which Windows lacks
+
     soft, _ = resource.getrlimit(getattr(resource, name))
     return math.inf if soft == resource.RLIM_INFINITY else soft
 

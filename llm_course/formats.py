@@ -29,14 +29,18 @@ from typing import IO
 from .files import RECORD, UserError, did_you_mean, is_ours, read_record
 
 # %% ../nbs/03_formats.ipynb #9935b32e
-LARGEST = 2**27  # bytes of a document: a longer one means that documents are told apart in the wrong way
+LARGEST = (
+    2**27
+)  # bytes of a document: a longer one means that documents are told apart in the wrong way
 
 
 def check_size(size: int, f: IO[bytes]) -> None:
     "UserError where a document is longer than any is."
     if size > LARGEST:
         name = getattr(f, "name", "The text")
-        raise UserError(f"{name}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents.")
+        raise UserError(
+            f"{name}: a document is longer than {LARGEST:,} bytes: tell documents apart with --documents."
+        )
 
 
 def read_whole(f: IO[bytes], most: int = LARGEST) -> bytes:
@@ -129,7 +133,9 @@ def utf8_bytes(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         half = text[error.start]
-        raise UserError(f"The text is not valid Unicode: character {error.start:,} is {half!a}, half of a pair.") from None
+        raise UserError(
+            f"The text is not valid Unicode: character {error.start:,} is {half!a}, half of a pair."
+        ) from None
 
 
 def chunks_of_text(text: str, size: int = 10_000) -> Iterator[str]:
@@ -549,7 +555,9 @@ def choose_files(
     if leave_out:
         others = set(map(os.path.realpath, find_texts(str(leave_out))[0]))
         apart = {file for file in files + left_out if os.path.realpath(file) in others}
-        files, left_out = ([file for file in each if file not in apart] for each in (files, left_out))
+        files, left_out = (
+            [file for file in each if file not in apart] for each in (files, left_out)
+        )
     if not files and apart:
         raise UserError(f"{source} is all for validation.")
     if not files:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     import gguf  # optional: `gguf_package` imports it where it is used
 
 # %% ../nbs/72_gguf.ipynb #683efbaa
-GGUF_DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}  # and how a GGUF file says it of itself
+GGUF_DTYPES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "q8_0": "MOSTLY_Q8_0",
+}  # and how a GGUF file says it of itself
 
 
 def gguf_package() -> ModuleType:
@@ -33,7 +37,9 @@ def gguf_package() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise UserError('A GGUF file needs the package gguf: pip install "llm_course[sharing]".') from None
+        raise UserError(
+            'A GGUF file needs the package gguf: pip install "llm_course[sharing]".'
+        ) from None
     return gguf
 
 # %% ../nbs/72_gguf.ipynb #fd172a03
@@ -52,7 +58,13 @@ def add_shape(writer: "gguf.GGUFWriter", config: ModelConfig) -> None:
     writer.add_layer_norm_rms_eps(config.norm_eps)
 
 # %% ../nbs/72_gguf.ipynb #85a62a46
-def add_identity(writer: "gguf.GGUFWriter", config: ModelConfig, dtype: str, name: str | None, license: str | None) -> None:
+def add_identity(
+    writer: "gguf.GGUFWriter",
+    config: ModelConfig,
+    dtype: str,
+    name: str | None,
+    license: str | None,
+) -> None:
     "What the file is: its name, its size, how its numbers are stored and, where it is known, its licence."
     gguf = gguf_package()
     size = gguf.model_weight_count_rounded_notation(config.n_params)
@@ -75,7 +87,9 @@ def piece_type(processor: spm.SentencePieceProcessor, i: int) -> str:
     "GGUF's word for what a piece is."
     if processor.is_byte(i):
         return "BYTE"
-    return "UNKNOWN" if processor.is_unknown(i) else "CONTROL" if processor.is_control(i) else "NORMAL"
+    return (
+        "UNKNOWN" if processor.is_unknown(i) else "CONTROL" if processor.is_control(i) else "NORMAL"
+    )
 
 
 def gguf_pieces(tokenizer: Tokenizer) -> list[tuple[str, float, str]]:
@@ -89,9 +103,19 @@ def gguf_pieces(tokenizer: Tokenizer) -> list[tuple[str, float, str]]:
     for i in range(tokenizer.vocab_size):
         name, score = tokenizer.piece(i), processor.get_score(i)
         kind = piece_type(processor, i)
-        found.append((f"{name} " if kind in ("UNKNOWN", "CONTROL") and joinable(name, pieces) else name, score, kind))
-    if any(score % 1 for _, score, _ in found):  # byte pairs have ranks, and the other kind logarithms of probabilities
-        raise UserError("llama.cpp cannot read this tokenizer: it is no byte-pair one (SentencePiece's model_type \"bpe\").")
+        found.append(
+            (
+                f"{name} " if kind in ("UNKNOWN", "CONTROL") and joinable(name, pieces) else name,
+                score,
+                kind,
+            )
+        )
+    if any(
+        score % 1 for _, score, _ in found
+    ):  # byte pairs have ranks, and the other kind logarithms of probabilities
+        raise UserError(
+            'llama.cpp cannot read this tokenizer: it is no byte-pair one (SentencePiece\'s model_type "bpe").'
+        )
     return found
 
 # %% ../nbs/72_gguf.ipynb #9a9af0c4
@@ -154,12 +178,17 @@ def write_gguf(
     check_choices(dtype, license, GGUF_DTYPES)
     check_place(Path(path), MODEL_FILE, force)
     gguf = gguf_package()
-    with write_ours(path, what=MODEL_FILE, force=force) as file, closing(gguf.GGUFWriter(None, "qwen3")) as writer:
+    with (
+        write_ours(path, what=MODEL_FILE, force=force) as file,
+        closing(gguf.GGUFWriter(None, "qwen3")) as writer,
+    ):
         add_identity(writer, checkpoint.model.config, dtype, name, license)
         add_shape(writer, checkpoint.model.config)
         add_vocabulary(writer, checkpoint.tokenizer, checkpoint.model.config.vocab_size)
         if too_narrow := add_weights(writer, checkpoint.model, dtype):
-            log(f"q8_0 packs 32 numbers of a row together: f16 for {quantity(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide.")
+            log(
+                f"q8_0 packs 32 numbers of a row together: f16 for {quantity(too_narrow, 'matrix', 'matrices')} with rows that 32 does not divide."
+            )
         writer.write_header_to_file(Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -25,11 +25,20 @@ from .tokenizer import Tokenizer
 
 # %% ../nbs/44_grading.ipynb #8377ccb4
 def loss_table(
-    model: GPT, tokenizer: Tokenizer, documents: Iterable[str], *, stride: int | None = None, batch_size: int = 8
+    model: GPT,
+    tokenizer: Tokenizer,
+    documents: Iterable[str],
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Tensor:
     "Nats for each token (documents, longest), in float64, nan after a document's `</s>`: `.nanmean(0)` is the loss by position."
     stride = check_stride(model, tokenizer, stride, batch_size)
-    stream = (window for document in documents for window in document_windows(model, tokenizer, document, stride))
+    stream = (
+        window
+        for document in documents
+        for window in document_windows(model, tokenizer, document, stride)
+    )
     rows: list[list[Tensor]] = []
     for window, losses in score(model, stream, batch_size):
         rows += [[]] if window.start == 0 else []
@@ -39,7 +48,14 @@ def loss_table(
     return pad_sequence([torch.cat(row) for row in rows], batch_first=True, padding_value=math.nan)
 
 
-def token_losses(model: GPT, tokenizer: Tokenizer, document: str, *, stride: int | None = None, batch_size: int = 8) -> Tensor:
+def token_losses(
+    model: GPT,
+    tokenizer: Tokenizer,
+    document: str,
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
+) -> Tensor:
     "Nats for each token of one document, its `</s>` last: as long as `tokenizer.encode_document(document)`."
     return loss_table(model, tokenizer, [document], stride=stride, batch_size=batch_size)[0]
 
@@ -55,8 +71,13 @@ class Span(NamedTuple):
 # %% ../nbs/44_grading.ipynb #589272ba
 def token_ends(tokenizer: Tokenizer, text: str) -> list[int | None]:
     "For each token of `text`, the character that it ends before; None where it ends inside a character."
-    characters = dict(zip(accumulate(len(c.encode("utf-8")) for c in text), range(1, len(text) + 1)))
-    return [characters.get(end) for end in accumulate(len(tokenizer.piece_bytes(i)) for i in tokenizer.encode(text))]
+    characters = dict(
+        zip(accumulate(len(c.encode("utf-8")) for c in text), range(1, len(text) + 1))
+    )
+    return [
+        characters.get(end)
+        for end in accumulate(len(tokenizer.piece_bytes(i)) for i in tokenizer.encode(text))
+    ]
 
 # %% ../nbs/44_grading.ipynb #2b3ec5e8
 def bits_by_choice(model: GPT, tokenizer: Tokenizer, tale: str) -> list[Span]:
@@ -95,7 +116,16 @@ def told_again(tale: str) -> list[tuple[Choice, list[int]]]:
     again = []
     for choice in choices:
         mentions = re.finditer(rf"(?<= ){re.escape(without_article(choice.text))}\b", tale)
-        again.append((choice, [m.start() for m in mentions if m.start() >= choice.end and drawn.isdisjoint(range(*m.span()))]))
+        again.append(
+            (
+                choice,
+                [
+                    m.start()
+                    for m in mentions
+                    if m.start() >= choice.end and drawn.isdisjoint(range(*m.span()))
+                ],
+            )
+        )
     return [(choice, places) for choice, places in again if places]
 
 # %% ../nbs/44_grading.ipynb #d57ae14c
@@ -110,13 +140,19 @@ def ask(tale: str, random: Random) -> Question:
             other
             for other in random.sample(others, len(others))
             if other not in tale
-            and check_tale(re.sub(rf"\b{re.escape(right)}\b", other, tale)).valid  # told so from the beginning, it is a tale,
-            and not check_tale(tale[:at] + other + tale[at + len(right) :]).valid  # and here alone it is none
+            and check_tale(
+                re.sub(rf"\b{re.escape(right)}\b", other, tale)
+            ).valid  # told so from the beginning, it is a tale,
+            and not check_tale(
+                tale[:at] + other + tale[at + len(right) :]
+            ).valid  # and here alone it is none
         )
         if len(wrong := list(islice(fit, 3))) == 3:
             options = random.sample([right, *wrong], 4)
             return Question(tale[: at - 1], options, options.index(right))
-    raise UserError(f"No word of this tale comes back with three others that could stand in its place: {tale[:60]!r}.")
+    raise UserError(
+        f"No word of this tale comes back with three others that could stand in its place: {tale[:60]!r}."
+    )
 
 # %% ../nbs/44_grading.ipynb #7bf9cb60
 class Grade(NamedTuple):
@@ -137,5 +173,10 @@ def grade(texts: Iterable[str]) -> Grade:
 def describe_validity(text: str) -> str:
     "What the grammar of the tales says about a text, in one line."
     from llm_course.tales import check_tale
+
     found = check_tale(text)
-    return "The grammar: right, from beginning to end." if found.valid else f"The grammar: {found.message}"
+    return (
+        "The grammar: right, from beginning to end."
+        if found.valid
+        else f"The grammar: {found.message}"
+    )

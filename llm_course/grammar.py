@@ -23,6 +23,7 @@ from .files import UserError, did_you_mean
 @dataclass(frozen=True, eq=False, slots=True)
 class Word:
     "`{a thing}`: drawn where it is first told, repeated ever after."
+
     key: str  # the form asked for: "a thing"
     role: str  # whose table it is: "thing"
 
@@ -30,6 +31,7 @@ class Word:
 @dataclass(frozen=True, eq=False, slots=True)
 class Option:
     "One option in a choice of phrases."
+
     nodes: tuple  # of str | Word | ChoiceNode
     weight: int  # how many such options there are of it
 
@@ -47,6 +49,7 @@ class Option:
 @dataclass(frozen=True, eq=False, slots=True)
 class ChoiceNode:
     "`[one|another]`: drawn anew wherever it stands."
+
     options: list[Option]
     key: str = ""  # nothing is remembered
 
@@ -65,7 +68,7 @@ def parse_word(token: str) -> Word:
 def split_weight(text: str) -> tuple[int, str]:
     "`3*girl` is three options of `girl`."
     m = re.match(r"\s*(\d+)\*", text)
-    return (int(m[1]), text[m.end():]) if m else (1, text)
+    return (int(m[1]), text[m.end() :]) if m else (1, text)
 
 # %% ../nbs/10_grammar.ipynb #0963d8c0
 def parse(template: str) -> tuple:
@@ -85,7 +88,13 @@ def parse_sequence(tokens: list[str]) -> tuple:
     nodes = []
     while tokens and tokens[-1] not in ("|", "]"):
         token = tokens.pop()
-        nodes.append(parse_choice(tokens) if token == "[" else parse_word(token) if token.startswith("{") else token)
+        nodes.append(
+            parse_choice(tokens)
+            if token == "["
+            else parse_word(token)
+            if token.startswith("{")
+            else token
+        )
     return tuple(nodes)
 
 
@@ -123,7 +132,7 @@ def read_table(table: str) -> list[dict[str, str]]:
     "The rows of a table; where it has columns, their names stand in the first line. The first column is named `''`."
     rows = [cells for _, cells in table_rows(table)]
     if "|" not in table:
-        return [{"": word} for word, in rows]
+        return [{"": word} for (word,) in rows]
     columns = ["", *rows[0][1:]]
     return [dict(zip(columns, cells, strict=True)) for cells in rows[1:]]
 
@@ -132,15 +141,20 @@ def all_forms(role: str, row: dict[str, str]) -> dict[str, str]:
     "What each of `{role}`, `{Role}`, `{a role}`, `{A role}`, `{role.column}`, `{Role.column}`, … says."
     plain = {f"{role}.{column}" if column else role: text for column, text in row.items()}
     articles = {f"a {key}": with_article(text) for key, text in plain.items()}
-    return {form(key): form(text) for key, text in (plain | articles).items() for form in (str, capital)}
+    return {
+        form(key): form(text) for key, text in (plain | articles).items() for form in (str, capital)
+    }
 
 # %% ../nbs/10_grammar.ipynb #bc7daa05
 @dataclass(frozen=True, eq=False, slots=True)
 class Row:
     "One option in a choice of words."
+
     text: str  # the word itself
     weight: int  # how many such options there are of it
-    forms: dict[str, str]  # all that is remembered when it is drawn: "thing", "A thing", "thing.sound"
+    forms: dict[
+        str, str
+    ]  # all that is remembered when it is drawn: "thing", "A thing", "thing.sound"
 
     def start(self, words: dict[str, str], key: str) -> str:
         "The text that tells this option from the others."
@@ -151,7 +165,13 @@ class GrammarSampler:
     "Draws from every choice."
 
     def __init__(self, random: Random) -> None:
-        self.random, self.words, self.used, self.told, self.log_prob = random.random, {}, set(), [], 0.0
+        self.random, self.words, self.used, self.told, self.log_prob = (
+            random.random,
+            {},
+            set(),
+            [],
+            0.0,
+        )
 
     def add_text(self, text: str) -> None:
         "What comes next."
@@ -167,6 +187,7 @@ class GrammarSampler:
 @dataclass(frozen=True, slots=True)
 class Validity:
     "What a grammar says of a text."
+
     valid: bool
     log_prob: float  # in nats; -inf when invalid
     position: int  # the character where the text first goes wrong, or its length
@@ -177,6 +198,7 @@ class Validity:
 @dataclass(frozen=True, slots=True)
 class Choice:
     "One draw in the making of a text."
+
     start: int  # in characters
     end: int
     text: str  # what told the option from the others
@@ -208,31 +230,41 @@ class GrammarParser:
         if not fits:
             self.refuse([start for start, _ in starts])
         if len(fits) > 1:
-            raise ValueError(f"two options of one choice start alike: {fits[0][0]!r} and {fits[1][0]!r}")
-        (start, option), = fits
+            raise ValueError(
+                f"two options of one choice start alike: {fits[0][0]!r} and {fits[1][0]!r}"
+            )
+        ((start, option),) = fits
         probability = option.weight / len(options)
         self.log_prob += math.log(probability)
         if self.choices is not None:
             probabilities = {other: each.weight / len(options) for other, each in starts}
-            self.choices.append(Choice(self.at, self.at + len(start), start, probability, probabilities))
+            self.choices.append(
+                Choice(self.at, self.at + len(start), start, probability, probabilities)
+            )
         return option
 
     def refuse(self, expected: list[str]) -> None:
         "Say where the text stops being right, and what could have stood there."
-        rest = self.text[self.at:self.at + max(map(len, expected))]
+        rest = self.text[self.at : self.at + max(map(len, expected))]
         wrong = self.at + max(len(os.path.commonprefix([rest, each])) for each in expected)
         raise WrongHere(wrong, tuple(expected), wrong_message(self.text, self.at, wrong, expected))
 
     def close(self) -> None:
         "Nothing may follow."
         if self.at < len(self.text):
-            raise WrongHere(self.at, (), f"at character {self.at}: the end was expected, found {self.text[self.at:][:30]!r}")
+            raise WrongHere(
+                self.at,
+                (),
+                f"at character {self.at}: the end was expected, found {self.text[self.at :][:30]!r}",
+            )
 
 # %% ../nbs/10_grammar.ipynb #1134727a
 def wrong_message(text: str, start: int, position: int, expected: list[str]) -> str:
     "One line: what was found, and what could have stood there."
-    could = ", ".join(repr(each.strip()[:40]) for each in expected[:5]) + (", …" if len(expected) > 5 else "")
-    found = f"found {text[start:position + 20]!r}" if position < len(text) else "the text stops"
+    could = ", ".join(repr(each.strip()[:40]) for each in expected[:5]) + (
+        ", …" if len(expected) > 5 else ""
+    )
+    found = f"found {text[start : position + 20]!r}" if position < len(text) else "the text stops"
     return f"at character {position}: {found}, expected {'one of ' if len(expected) > 1 else ''}{could}"
 
 # %% ../nbs/10_grammar.ipynb #61d884d7
@@ -243,8 +275,13 @@ class Grammar:
     repeated after that, and is never told of two roles; `<passage>` stands for a named template. No option of a choice may start like
     another: so a text can have come about in one way only, and its probability is a plain product."""
 
-    def __init__(self, template: str, tables: dict[str, str], chunks_of_text: dict[str, str] | None = None,
-                 sources: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        template: str,
+        tables: dict[str, str],
+        chunks_of_text: dict[str, str] | None = None,
+        sources: dict[str, str] | None = None,
+    ) -> None:
         "`sources` names a role's table where that is not the role without its number, and may hold a `{word}` told before."
         while re.search(r"<\w+>", template):
             template = re.sub(r"<(\w+)>", lambda m: chunks_of_text[m[1]].strip(), template)
@@ -254,7 +291,9 @@ class Grammar:
     def rows(self, role: str, table: str) -> list[Row]:
         "All options of a role's choice."
         if table not in self.tables:
-            raise ValueError(f"{{{role}}} has no table {table!r}.{did_you_mean(table, self.tables)}")
+            raise ValueError(
+                f"{{{role}}} has no table {table!r}.{did_you_mean(table, self.tables)}"
+            )
         rows = []
         for row in read_table(self.tables[table]):
             weight, row[""] = split_weight(row[""])
@@ -278,7 +317,9 @@ class Grammar:
             elif node.key in visitor.words:
                 visitor.add_text(visitor.words[node.key])
             else:
-                row = visitor.choose(self.options_left(node.role, visitor.words, visitor.used), node.key)
+                row = visitor.choose(
+                    self.options_left(node.role, visitor.words, visitor.used), node.key
+                )
                 visitor.used.add(row.text)
                 visitor.words.update(row.forms)
                 visitor.add_text(row.forms[node.key])
@@ -297,7 +338,9 @@ class Grammar:
             visitor.close()
         except WrongHere as wrong:
             return Validity(False, -math.inf, *wrong.args)
-        return Validity(True, visitor.log_prob, len(text), (), "right from the first word to the last")
+        return Validity(
+            True, visitor.log_prob, len(text), (), "right from the first word to the last"
+        )
 
     def choices(self, text: str) -> list[Choice]:
         "The draws that made a text, in order, up to where it goes wrong if it does."
@@ -329,23 +372,33 @@ def read_sections(file: Traversable) -> dict[str, Section]:
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise UserError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from None
     where, texts, name = {}, {}, ""
     for number, line in enumerate(lines, 1):
         here = Section(line, str(file), number)
         blank = not line.strip() or line.startswith("#")
         if blank or line[0].isspace():
             if texts:
-                texts[name].append("" if blank else line)  # blank lines are kept, so that lines can be counted
+                texts[name].append(
+                    "" if blank else line
+                )  # blank lines are kept, so that lines can be counted
             elif not blank:
-                raise here.error(0, "this text belongs to no name; write a name and a colon above it")
+                raise here.error(
+                    0, "this text belongs to no name; write a name and a colon above it"
+                )
         elif not (heading := re.fullmatch(r"(\w[\w ]*):\s*", line)):
             raise here.error(0, f"{line[:40]!r} is neither a name with a colon nor indented text")
         elif (name := heading[1]) in where:
-            raise here.error(0, f"the name {name!r} stands there twice, first in line {where[name] - 1}")
+            raise here.error(
+                0, f"the name {name!r} stands there twice, first in line {where[name] - 1}"
+            )
         else:
             where[name], texts[name] = number + 1, []
-    sections = {name: Section("\n".join(text), str(file), where[name]) for name, text in texts.items()}
+    sections = {
+        name: Section("\n".join(text), str(file), where[name]) for name, text in texts.items()
+    }
     for name, section in sections.items():
         if not section.text.strip():
             raise replace(section, line=section.line - 1).error(0, f"nothing stands under {name!r}")
@@ -361,7 +414,9 @@ def check_table(section: Section) -> None:
         raise section.error(0, "this table has names of columns, and no row")
     for at, cells in rows:
         if len(cells) != len(columns):
-            raise section.error(at, f"a row has {len(cells)} columns, and the first line names {len(columns)}")
+            raise section.error(
+                at, f"a row has {len(cells)} columns, and the first line names {len(columns)}"
+            )
         weight, word = split_weight(cells[0])
         if not word or not all(cells):
             raise section.error(at, "a word is missing beside a comma or a bar")
@@ -369,8 +424,12 @@ def check_table(section: Section) -> None:
             raise section.error(at, f"{word!r} has the weight 0, and would never be drawn")
         if sign := re.search(r"[][{}<>*]", word + "".join(cells[1:])):
             raise section.error(at, f"{sign[0]!r} cannot stand in a word")
-        if other := next((other for other in words if word.startswith(other) or other.startswith(word)), None):
-            raise section.error(at, f"{other!r} and {word!r} begin alike, so no reader could tell which was drawn")
+        if other := next(
+            (other for other in words if word.startswith(other) or other.startswith(word)), None
+        ):
+            raise section.error(
+                at, f"{other!r} and {word!r} begin alike, so no reader could tell which was drawn"
+            )
         words.append(word)
 
 # %% ../nbs/10_grammar.ipynb #sect0004
@@ -386,7 +445,9 @@ def check_brackets(section: Section) -> None:
         elif len(sign) == 1 and not (sign == "|" and opened):
             raise section.error(at, f"the {sign!r} stands alone")
         elif sign[0] == "{" and not re.fullmatch(r"\{([Aa]\s+)?\w+(\.\w+)?\}", sign):
-            raise section.error(at, f"{sign} should look like {{thing}}, {{a thing}} or {{place.near}}")
+            raise section.error(
+                at, f"{sign} should look like {{thing}}, {{a thing}} or {{place.near}}"
+            )
     if opened:
         raise section.error(opened[-1], "the '[' is not closed")
 
@@ -400,16 +461,24 @@ def check_template(
         at, passage = found.start(), found[1]
         if passage:
             if passage not in passages:
-                raise section.error(at, f"there is no passage {found[0]}", did_you_mean(passage, passages))
+                raise section.error(
+                    at, f"there is no passage {found[0]}", did_you_mean(passage, passages)
+                )
             continue
         word = parse_word(" ".join(found[0].split()))
         column = word.key.partition(".")[2].lower()
         for name in possible_tables(word.role, tables, sources):
             if name not in tables:
-                raise section.error(at, f"{found[0]} has no table {name!r}", did_you_mean(name, tables))
+                raise section.error(
+                    at, f"{found[0]} has no table {name!r}", did_you_mean(name, tables)
+                )
             columns = read_table(tables[name])[0]
             if column not in columns:
-                raise section.error(at, f"the table {name!r} has no column {column!r}", did_you_mean(column, columns))
+                raise section.error(
+                    at,
+                    f"the table {name!r} has no column {column!r}",
+                    did_you_mean(column, columns),
+                )
 
 # %% ../nbs/10_grammar.ipynb #sect00p1x
 def possible_tables(role: str, tables: dict[str, str], sources: dict[str, str]) -> list[str]:
@@ -417,8 +486,14 @@ def possible_tables(role: str, tables: dict[str, str], sources: dict[str, str]) 
     name = sources.get(role) or role.rstrip("0123456789")
     if not (drawn := re.search(r"\{(\w+)\.(\w+)\}", name)):
         return [name]
-    rows = [row for table in possible_tables(drawn[1], tables, sources) for row in read_table(tables.get(table, ""))]
-    return [name.replace(drawn[0], each) for each in sorted({row.get(drawn[2], "") for row in rows})]
+    rows = [
+        row
+        for table in possible_tables(drawn[1], tables, sources)
+        for row in read_table(tables.get(table, ""))
+    ]
+    return [
+        name.replace(drawn[0], each) for each in sorted({row.get(drawn[2], "") for row in rows})
+    ]
 
 # %% ../nbs/10_grammar.ipynb #sect0005
 def check_options(section: Section) -> None:
@@ -431,9 +506,14 @@ def check_options(section: Section) -> None:
             todo += [option.nodes for option in node.options]
             starts = [known_start(option.nodes) for option in dict.fromkeys(node.options)]
             for i, (start, whole) in enumerate(starts):
-                if whole and any(other.startswith(start) for j, (other, _) in enumerate(starts) if j != i):
+                if whole and any(
+                    other.startswith(start) for j, (other, _) in enumerate(starts) if j != i
+                ):
                     at = max(section.text.find(f"{start}|"), section.text.find(f"|{start}"), 0)
-                    raise section.error(at, f"two options of one choice begin with {start!r}, so no reader could tell which was drawn")
+                    raise section.error(
+                        at,
+                        f"two options of one choice begin with {start!r}, so no reader could tell which was drawn",
+                    )
 
 
 def known_start(nodes: tuple) -> tuple[str, bool]:

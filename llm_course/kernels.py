@@ -43,7 +43,9 @@ class RMSNormFunction(torch.autograd.Function):
     """`rms_norm` of x (*, C) with a `weight` (C,) in float32, and its gradient in few passes over the memory."""
 
     @staticmethod
-    def forward(ctx, x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*batch C"]:
+    def forward(
+        ctx, x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float
+    ) -> Float[Tensor, "*batch C"]:
         wide = x.to(torch.float32)
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         normalized = wide * scale
@@ -52,7 +54,9 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d: Float[Tensor, "*batch C"]) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "C"], None]:
+    def backward(
+        ctx, d: Float[Tensor, "*batch C"]
+    ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "C"], None]:
         normalized, scale, weight = ctx.saved_tensors
         product = d * normalized
         along = torch.mv(product.reshape(-1, len(weight)), weight).view(scale.shape) / len(weight)
@@ -60,14 +64,18 @@ class RMSNormFunction(torch.autograd.Function):
         return dx, product.sum_to_size(weight.shape), None
 
 
-def fast_rms_norm(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*batch C"]:
+def fast_rms_norm(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "*batch C"]:
     """`rms_norm`, with the hand-written backward pass where that is worth it."""
     if use_manual_backward(x) and weight.dtype == torch.float32:
         return RMSNormFunction.apply(x, weight, eps)
     return rms_norm(x, weight, eps)
 
 
-def rms_norm_for_matmul(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float) -> Float[Tensor, "*batch C"]:
+def rms_norm_for_matmul(
+    x: Float[Tensor, "*batch C"], weight: Float[Tensor, "C"], eps: float
+) -> Float[Tensor, "*batch C"]:
     """The same before matrix products: under autocast the result is cast once, not once for each product."""
     return as_autocast(fast_rms_norm(x, weight, eps))
 
@@ -76,7 +84,9 @@ class RotaryFunction(torch.autograd.Function):
     """`apply_rope`, up to rounding; its gradient is the rotation by the opposite angle."""
 
     @staticmethod
-    def rotated(x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B H T D"]:
+    def rotated(
+        x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "B H T D"]:
         """Each pair of channels rotated by the angle that has this cosine and this sine."""
         half, y = x.shape[-1] // 2, x * cos
         y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
@@ -84,7 +94,9 @@ class RotaryFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def forward(ctx, x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B H T D"]:
+    def forward(
+        ctx, x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+    ) -> Float[Tensor, "B H T D"]:
         ctx.save_for_backward(cos, sin)
         return RotaryFunction.rotated(x, cos, sin)
 
@@ -95,21 +107,27 @@ class RotaryFunction(torch.autograd.Function):
         return RotaryFunction.rotated(d, cos, -sin), None, None
 
 
-def fast_rope(x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B H T D"]:
+def fast_rope(
+    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+) -> Float[Tensor, "B H T D"]:
     """`apply_rope`: in place where a gradient is wanted, and in a form that torch.compile fuses where it compiles."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if use_manual_backward(x):
         return RotaryFunction.apply(x, cos, sin)
     if not torch.compiler.is_compiling():
         return apply_rope(x, cos, sin)
-    pairs, cos, sin = (z.unflatten(-1, (2, -1)) for z in (x, cos, sin))  # (..., 2, D / 2): channel i above i + D / 2
+    pairs, cos, sin = (
+        z.unflatten(-1, (2, -1)) for z in (x, cos, sin)
+    )  # (..., 2, D / 2): channel i above i + D / 2
     return (pairs * cos + pairs.flip(-2) * torch.stack((-sin[:, 0], sin[:, 1]), dim=1)).flatten(-2)
 
 # %% ../nbs/61_kernels.ipynb #5d72ee9f
 STORED_LENGTH = 512  # the longest sequence whose attention weights are stored for the backward pass
 
 
-def add_prefix_(total: Float[Tensor, "N T D"], part: Float[Tensor, "N S D"]) -> Float[Tensor, "N T D"]:
+def add_prefix_(
+    total: Float[Tensor, "N T D"], part: Float[Tensor, "N S D"]
+) -> Float[Tensor, "N T D"]:
     """`total` with `part` added to its first S positions: in place, or for torch.compile as a sum of equal shapes."""
     if torch.compiler.is_compiling():
         return total + F.pad(part, (0, 0, 0, total.shape[1] - part.shape[1]))
@@ -126,7 +144,9 @@ class ChunkedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def chunks(q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], stored: Sequence[Tensor] = ()) -> Iterator[tuple[int, int, Tensor]]:
+    def chunks(
+        q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], stored: Sequence[Tensor] = ()
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """Of each chunk of queries the start, the end, and the weights (N, G chunk, end) on the keys that it attends to.
 
         The last one first: it attends to most, and the memory that it frees has room for the others.
@@ -137,13 +157,19 @@ class ChunkedAttention(torch.autograd.Function):
             end = min(start + size, T)
             if not stored:
                 scores = q[:, :, start:end].flatten(1, 2) @ k[:, :end].mT
-                first = 0 if torch.compiler.is_compiling() else start  # the future lies within the chunk; but see add_prefix_
-                future = torch.full((end - start, end - first), -torch.inf, dtype=q.dtype, device=q.device).triu(1 + start - first)
+                first = (
+                    0 if torch.compiler.is_compiling() else start
+                )  # the future lies within the chunk; but see add_prefix_
+                future = torch.full(
+                    (end - start, end - first), -torch.inf, dtype=q.dtype, device=q.device
+                ).triu(1 + start - first)
                 scores.unflatten(1, (G, -1))[..., first:] += future
             yield start, end, stored[number] if stored else scores.softmax(-1, dtype=q.dtype)
 
     @staticmethod
-    def forward(ctx, q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], v: Float[Tensor, "N T D"]) -> Float[Tensor, "N G T D"]:
+    def forward(
+        ctx, q: Float[Tensor, "N G T D"], k: Float[Tensor, "N T D"], v: Float[Tensor, "N T D"]
+    ) -> Float[Tensor, "N G T D"]:
         out, stored = [], []
         for _, end, weights in ChunkedAttention.chunks(q, k):
             out.append((weights @ v[:, :end]).unflatten(1, (q.shape[1], -1)))
@@ -156,7 +182,11 @@ class ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_out: Float[Tensor, "N G T D"]) -> tuple[Float[Tensor, "N *G T D"], ...]:
         q, k, v, *stored = ctx.saved_tensors
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+        dq, dk, dv = (
+            torch.empty_like(q),
+            torch.zeros_like(k, dtype=torch.float32),
+            torch.zeros_like(v, dtype=torch.float32),
+        )
         for start, end, weights in ChunkedAttention.chunks(q, k, stored):
             d = d_out[:, :, start:end].flatten(1, 2)
             dv = add_prefix_(dv, weights.mT @ d)
@@ -180,7 +210,9 @@ def hide_from_compiler() -> None:
     _uncompiled = torch.compiler.disable(_uncompiled)
 
 
-def chunked_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]) -> Float[Tensor, "B H T D"]:
+def chunked_attention(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K T D"], v: Float[Tensor, "B K T D"]
+) -> Float[Tensor, "B H T D"]:
     """`ChunkedAttention` for heads, in the dtype that autocast asks for."""
     k, v = (as_autocast(z).flatten(0, 1) for z in (k, v))
     q_of_k = as_autocast(q * q.shape[-1] ** -0.5).reshape(len(k), -1, *q.shape[2:])
@@ -194,7 +226,9 @@ def use_chunked_attention(device: torch.device, T: int) -> bool:
 
 
 @shape_checked
-def cpu_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]) -> Float[Tensor, "B H T D"]:
+def cpu_attention(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]
+) -> Float[Tensor, "B H T D"]:
     """`causal_attention` for a CPU: in chunks where that is faster, which is in training."""
     T, learns = q.shape[2], q.requires_grad and torch.is_grad_enabled()
     chunked = learns and T == k.shape[2] and use_chunked_attention(q.device, T)
@@ -202,7 +236,9 @@ def cpu_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: F
 
 
 @shape_checked
-def gpu_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]) -> Float[Tensor, "B H T D"]:
+def gpu_attention(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]
+) -> Float[Tensor, "B H T D"]:
     """`causal_attention` for a GPU, where only the kernels for half precision know grouped queries."""
     if as_autocast(q).dtype == torch.float32:
         k, v = (z.repeat_interleave(q.shape[1] // z.shape[1], dim=1) for z in (k, v))
@@ -211,12 +247,16 @@ def gpu_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: F
     return causal_attention(q, k, v)
 
 
-def fast_attention(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]) -> Float[Tensor, "B H T D"]:
+def fast_attention(
+    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"]
+) -> Float[Tensor, "B H T D"]:
     """`causal_attention`, as it is fast where q lies."""
     return (cpu_attention if q.device.type == "cpu" else gpu_attention)(q, k, v)
 
 # %% ../nbs/61_kernels.ipynb #f450ca63
-def fused_cross_entropy_(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
+def fused_cross_entropy_(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]
+) -> Float[Tensor, "N 1"]:
     """-log softmax(logits) at the targets, in float32; the gradient of their sum is written over the logits."""
     probs = F.softmax(logits, dim=-1, dtype=torch.float32)
     losses = -probs.gather(-1, targets).clamp(min=1e-38).log()
@@ -224,7 +264,9 @@ def fused_cross_entropy_(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1
     return losses
 
 
-def compilable_cross_entropy_(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]) -> Float[Tensor, "N 1"]:
+def compilable_cross_entropy_(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, "N 1"]
+) -> Float[Tensor, "N 1"]:
     """The same by comparing, so that torch.compile makes one loop of it."""
     probs = F.softmax(logits, dim=-1, dtype=torch.float32)
     hit = torch.arange(logits.shape[1], device=logits.device) == targets
@@ -247,7 +289,13 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"], compiled: bool = False) -> Float[Tensor, ""]:
+    def forward(
+        ctx,
+        x: Float[Tensor, "N C"],
+        head: Float[Tensor, "V C"],
+        targets: Int[Tensor, "N"],
+        compiled: bool = False,
+    ) -> Float[Tensor, ""]:
         logits, losses = F.linear(x, head), torch.empty(len(x), 1, device=x.device)
         counts, index = (targets != IGNORE_INDEX)[:, None], targets.clamp(min=0)[:, None]
         size = len(x) if compiled else max(1, 2**19 // len(head), len(x) // 64)
@@ -258,19 +306,28 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_loss: Float[Tensor, ""]) -> tuple[Float[Tensor, "N C"], Float[Tensor, "V C"], None, None]:
+    def backward(
+        ctx, d_loss: Float[Tensor, ""]
+    ) -> tuple[Float[Tensor, "N C"], Float[Tensor, "V C"], None, None]:
         d_logits, x, head, counts = ctx.saved_tensors
         share = (counts / counts.sum() * d_loss).to(x.dtype)
         return d_logits @ head * share, d_logits.T @ (x * share), None, None
 
 # %% ../nbs/61_kernels.ipynb #9d44396c
-def linear_cross_entropy(x: Float[Tensor, "N C"], head: Float[Tensor, "V C"], targets: Int[Tensor, "N"], compiled: bool = False) -> Float[Tensor, ""]:
+def linear_cross_entropy(
+    x: Float[Tensor, "N C"],
+    head: Float[Tensor, "V C"],
+    targets: Int[Tensor, "N"],
+    compiled: bool = False,
+) -> Float[Tensor, ""]:
     """`cross_entropy`, by LinearCrossEntropy where a gradient is wanted: `compiled`, on a GPU, in one loop.
 
     Who compiles the whole model gets the plain one: a compiler fuses that, and must not see what is written over."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return cross_entropy(x, head, targets)
-    return LinearCrossEntropy.apply(as_autocast(x), as_autocast(head), targets, compiled and x.device.type == "cuda")
+    return LinearCrossEntropy.apply(
+        as_autocast(x), as_autocast(head), targets, compiled and x.device.type == "cuda"
+    )
 
 # %% ../nbs/61_kernels.ipynb #61trim01
 def trimmed_length(targets: Int[Tensor, "B T"]) -> int:
@@ -278,10 +335,16 @@ def trimmed_length(targets: Int[Tensor, "B T"]) -> int:
 
     A multiple of 8, so that there are few different shapes."""
     counting = (targets != IGNORE_INDEX).any(0).nonzero()
-    return min(8 * (int(counting[-1]) // 8 + 1), targets.shape[1]) if len(counting) else targets.shape[1]
+    return (
+        min(8 * (int(counting[-1]) // 8 + 1), targets.shape[1])
+        if len(counting)
+        else targets.shape[1]
+    )
 
 
-def trim_padding(ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+def trim_padding(
+    ids: Int[Tensor, "B T"], targets: Int[Tensor, "B T"]
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
     """The positions that the loss needs. On a CPU: on a GPU, looking would cost a wait."""
     length = trimmed_length(targets) if targets.device.type == "cpu" else targets.shape[1]
     return ids[:, :length], targets[:, :length]
@@ -292,12 +355,15 @@ def compile_anywhere(function: Callable, **options: object) -> Callable:
     hide_from_compiler()
     if os.name == "posix" and " " in torch.__file__:
         from torch.utils import cpp_extension  # seconds to load, and rarely needed
+
         if "'" not in (libraries := cpp_extension.TORCH_LIB_PATH):
             cpp_extension.TORCH_LIB_PATH = shlex.quote(libraries)
     return torch.compile(function, **options)
 
 # %% ../nbs/61_kernels.ipynb #thrifty2
-def with_memory_budget(block: Block, x: Float[Tensor, "B T C"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]) -> Float[Tensor, "B T C"]:
+def with_memory_budget(
+    block: Block, x: Float[Tensor, "B T C"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"]
+) -> Float[Tensor, "B T C"]:
     """`Block.forward`, for torch.compile to fuse and to store less of for the backward pass: cheap values are recomputed.
 
     Torch 2.13 takes such a budget; older ones may know none, and store all. Not on a CPU where attention is PyTorch's own,
@@ -313,14 +379,25 @@ class CompiledBlock(Block):
 
     compiled: Callable[..., Tensor]
 
-    def forward(self, x: Float[Tensor, "B T C"], cos: Float[Tensor, "T D"], sin: Float[Tensor, "T D"],
-                cache: KVCache | None = None) -> Float[Tensor, "B T C"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        cos: Float[Tensor, "T D"],
+        sin: Float[Tensor, "T D"],
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
         if cache is None and self.training and torch.is_grad_enabled():
             return self.compiled(self, x, cos, sin)
         return super().forward(x, cos, sin, cache)
 
 # %% ../nbs/61_kernels.ipynb #61accel1
-def accelerate(model: GPT, *, compile: bool = False, device: torch.device | str | None = None, trim: bool = True) -> GPT:
+def accelerate(
+    model: GPT,
+    *,
+    compile: bool = False,
+    device: torch.device | str | None = None,
+    trim: bool = True,
+) -> GPT:
     """Give a model's modules the functions of this page, in place: the same values and gradients, up to rounding, faster.
 
     Parameters and their names stay; `restore` undoes it. `compile`: in training, the blocks run as torch.compile fuses them:
@@ -328,23 +405,43 @@ def accelerate(model: GPT, *, compile: bool = False, device: torch.device | str 
     computed (without `compile`, which every other shape would begin anew). `device`: attention as it is there, wherever
     the tensors are."""
     restore(model)
-    attend = fast_attention if device is None else cpu_attention if torch.device(device).type == "cpu" else gpu_attention
+    attend = (
+        fast_attention
+        if device is None
+        else cpu_attention
+        if torch.device(device).type == "cpu"
+        else gpu_attention
+    )
     for block in model.model.layers:
         attention = block.self_attn
-        block.input_layernorm.normalize = block.post_attention_layernorm.normalize = rms_norm_for_matmul
-        attention.q_norm.normalize = attention.k_norm.normalize = model.model.norm.normalize = fast_rms_norm
+        block.input_layernorm.normalize = block.post_attention_layernorm.normalize = (
+            rms_norm_for_matmul
+        )
+        attention.q_norm.normalize = attention.k_norm.normalize = model.model.norm.normalize = (
+            fast_rms_norm
+        )
         attention.rotate, attention.attend = fast_rope, attend
     model.loss = partial(linear_cross_entropy, compiled=compile)
     if compile:
         compiled = compile_anywhere(with_memory_budget)
         for block in model.model.layers:
-            block.__class__, block.compiled = CompiledBlock, compiled  # a class of its own, as fully_shard does it
+            block.__class__, block.compiled = (
+                CompiledBlock,
+                compiled,
+            )  # a class of its own, as fully_shard does it
     elif trim:
         model.trim = trim_padding
     return model
 
 
-PLUGGED = "normalize", "rotate", "attend", "loss", "trim", "compiled"  # what `accelerate` sets on modules
+PLUGGED = (
+    "normalize",
+    "rotate",
+    "attend",
+    "loss",
+    "trim",
+    "compiled",
+)  # what `accelerate` sets on modules
 
 
 def restore(model: GPT) -> GPT:

@@ -23,9 +23,13 @@ def few_colours(image: object) -> object:
     from PIL import Image  # here and below: who trains without a screen needs no picture
 
     red, green, blue = np.asarray(image).astype(int).transpose(2, 0, 1)
-    colours, where, pixels = np.unique(red << 16 | green << 8 | blue, return_inverse=True, return_counts=True)
+    colours, where, pixels = np.unique(
+        red << 16 | green << 8 | blue, return_inverse=True, return_counts=True
+    )
     areas = colours[pixels >= max(250, np.sort(pixels)[-240:][0])]  # 256 at most, with the others
-    edges = image.quantize(16, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()[: 3 * 16]
+    edges = image.quantize(16, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()[
+        : 3 * 16
+    ]
     apart = lambda packed: np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=-1)
     palette = np.concatenate([apart(areas), np.array(edges).reshape(-1, 3)])
     nearest = ((apart(colours)[:, None] - palette) ** 2).sum(-1).argmin(1)
@@ -45,7 +49,9 @@ class Picture:
         from PIL import Image
 
         drawn, small = BytesIO(), BytesIO()
-        figure.savefig(drawn, format="png", dpi=max(90, 640 / figure.get_figwidth()), bbox_inches="tight")
+        figure.savefig(
+            drawn, format="png", dpi=max(90, 640 / figure.get_figwidth()), bbox_inches="tight"
+        )
         few_colours(Image.open(drawn).convert("RGB")).save(small, "png", optimize=True)
         self.png, self.alt = small.getvalue(), alt
         if figure.canvas.manager is not None:
@@ -75,11 +81,16 @@ def wrong_kind(value: object, wanted: object) -> str | None:
     Whatever computes like a number is one: NumPy's, or a tensor of one element."""
     parts = getattr(wanted, "__args__", ()) if getattr(wanted, "__origin__", None) is tuple else ()
     number = isinstance(value, numbers.Number) or getattr(value, "shape", None) == ()
-    kind = getattr(wanted, "array_type", None) or getattr(wanted, "__origin__", wanted)  # of jaxtyping's, or of list[int]
+    kind = getattr(wanted, "array_type", None) or getattr(
+        wanted, "__origin__", wanted
+    )  # of jaxtyping's, or of list[int]
     if wanted in (int, float):
         name, fits = "whole number" if wanted is int else "number", number
     elif parts:
-        name, fits = f"tuple of {len(parts)}", isinstance(value, tuple | list) and len(value) == len(parts)
+        name, fits = (
+            f"tuple of {len(parts)}",
+            isinstance(value, tuple | list) and len(value) == len(parts),
+        )
     elif isinstance(kind, type):
         name, fits = kind.__name__, isinstance(value, kind)
     else:
@@ -87,7 +98,11 @@ def wrong_kind(value: object, wanted: object) -> str | None:
     if not fits:
         article = lambda noun: f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
         return f"should be {article(name)}, and is {article(type(value).__name__)}"
-    inner = ((i, wrong_kind(part, wanted)) for i, (part, wanted) in enumerate(zip(value, parts), 1)) if parts else ()
+    inner = (
+        ((i, wrong_kind(part, wanted)) for i, (part, wanted) in enumerate(zip(value, parts), 1))
+        if parts
+        else ()
+    )
     return next((f"part {i} of it {wrong}" for i, wrong in inner if wrong), None)
 
 
@@ -104,7 +119,9 @@ def explain_error(error: Exception, answer: Callable, returned: object = ...) ->
         return f"{named}, in line {own[-1].lineno} of your cell: {own[-1].line}"
     if returned is None:
         return "nothing comes back."
-    if returned is not ... and (wrong := wrong_kind(returned, inspect.get_annotations(answer).get("return"))):
+    if returned is not ... and (
+        wrong := wrong_kind(returned, inspect.get_annotations(answer).get("return"))
+    ):
         return f"what comes back {wrong}: {repr(returned).splitlines()[0][:40]}"
     return said if isinstance(error, AssertionError) and said else named
 
@@ -135,19 +152,34 @@ def lesson_model(root: str | Path = LESSON) -> Path:
 
     The chapters that need a trained model come before the one that holds the whole pipeline."""
     latest = Path(root) / "checkpoints" / "latest"
-    wanted = json.loads((files("llm_course") / "configs" / "lesson.json").read_text(encoding="utf-8"))
+    wanted = json.loads(
+        (files("llm_course") / "configs" / "lesson.json").read_text(encoding="utf-8")
+    )
     try:
-        done = json.loads((Path(root) / "stages.json").read_text(encoding="utf-8"))["training"]["config"]
-        current = all(done[part][name] == value for part in wanted for name, value in wanted[part].items())
+        done = json.loads((Path(root) / "stages.json").read_text(encoding="utf-8"))["training"][
+            "config"
+        ]
+        current = all(
+            done[part][name] == value for part in wanted for name, value in wanted[part].items()
+        )
         current = current and (latest / "manifest.json").is_file()
     except (OSError, ValueError, KeyError, TypeError):
         current = False
     if not current:
         code = "import sys; from llm_course.demo import train_on_tales; train_on_tales('lesson', sys.argv[1])"
         command = [sys.executable, "-u", "-c", code, str(root)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, newline="", bufsize=1) as run:
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            newline="",
+            bufsize=1,
+        ) as run:
             while letters := run.stdout.read(1):  # letter by letter: a progress bar ends no line
                 print(letters, end="", flush=letters in "\r\n")
         if run.returncode:
-            raise RuntimeError(f"The lessons' model was not trained: `{' '.join(command)}` ended with {run.returncode}.")
+            raise RuntimeError(
+                f"The lessons' model was not trained: `{' '.join(command)}` ended with {run.returncode}."
+            )
     return latest

@@ -37,9 +37,15 @@ class Facts:
     step: int | None = None
     tokens: int | None = None  # that it has seen
     commands: tuple[str, ...] = ()  # of the run, in order
-    init_from: dict | None = None  # "name" and, if it is known, "sha256" of the weights that the run began with
-    data: dict[str, dict] = field(default_factory=dict)  # documents, tokens and bytes of "train" and "val"
-    losses: dict[str, tuple[int, float]] = field(default_factory=dict)  # "loss" and "val_loss": step, nats per token
+    init_from: dict | None = (
+        None  # "name" and, if it is known, "sha256" of the weights that the run began with
+    )
+    data: dict[str, dict] = field(
+        default_factory=dict
+    )  # documents, tokens and bytes of "train" and "val"
+    losses: dict[str, tuple[int, float]] = field(
+        default_factory=dict
+    )  # "loss" and "val_loss": step, nats per token
 
     @property
     def tales(self) -> bool:
@@ -52,7 +58,9 @@ def without_place(word: str) -> str:
     flag, value = re.fullmatch(r"(--?\w[\w-]*=)?(.*)", word, re.S).groups(default="")
     if not re.search(r"(^|[^\w.*-])[/\\~]|(^|[/\\])\.\.([/\\]|$)", value):
         return word
-    path = re.sub(r"^([A-Za-z][\w+.-]*:)?[/\\]{2}[^/\\]*", "", value)  # file://, https://host, \\server
+    path = re.sub(
+        r"^([A-Za-z][\w+.-]*:)?[/\\]{2}[^/\\]*", "", value
+    )  # file://, https://host, \\server
     last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
     return flag + ("~" if last.startswith("~") else last)
 
@@ -73,7 +81,12 @@ def last_losses(checkpoint: Checkpoint) -> dict[str, tuple[int, float]]:
     if not log or log[0].get("config", {}).get("model") != asdict(checkpoint.model.config):
         return {}
     until = [entry for entry in log if entry["step"] <= checkpoint.step]
-    return {key: (entry["step"], entry[key]) for entry in until for key in ("loss", "val_loss") if key in entry}
+    return {
+        key: (entry["step"], entry[key])
+        for entry in until
+        for key in ("loss", "val_loss")
+        if key in entry
+    }
 
 # %% ../nbs/71_model_card.ipynb #721d0442
 def collect_facts(checkpoint: Checkpoint, **chosen: object) -> Facts:
@@ -83,32 +96,55 @@ def collect_facts(checkpoint: Checkpoint, **chosen: object) -> Facts:
         return Facts(model=shape, **chosen)
     manifest = read_json(path)
     run = manifest["run"]
-    return Facts(model=shape, training=manifest["config"]["training"], step=manifest["step"], tokens=run["tokens"],
-                 commands=tuple(map(portable, run.get("commands") or [])), init_from=run.get("init_from"), data=run["data"],
-                 losses=last_losses(checkpoint), **chosen)
+    return Facts(
+        model=shape,
+        training=manifest["config"]["training"],
+        step=manifest["step"],
+        tokens=run["tokens"],
+        commands=tuple(map(portable, run.get("commands") or [])),
+        init_from=run.get("init_from"),
+        data=run["data"],
+        losses=last_losses(checkpoint),
+        **chosen,
+    )
 
 # %% ../nbs/71_model_card.ipynb #71template
-MEASURES = {"bits_per_byte": "bits per byte", "perplexity": "perplexity per token of its own tokenizer"}
+MEASURES = {
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity per token of its own tokenizer",
+}
 
 
 @cache
 def card_template() -> jinja2.Template:
     "The model card's template, from the package's own files."
-    env = jinja2.Environment(loader=jinja2.PackageLoader("llm_course"), undefined=jinja2.StrictUndefined,
-                             trim_blocks=True, keep_trailing_newline=True)
-    env.filters |= {"json": partial(json.dumps, ensure_ascii=False), "quoted": shlex.quote,
-                    "commas": lambda value: f"{value:,}" if isinstance(value, int) else str(value)}
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("llm_course"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters |= {
+        "json": partial(json.dumps, ensure_ascii=False),
+        "quoted": shlex.quote,
+        "commas": lambda value: f"{value:,}" if isinstance(value, int) else str(value),
+    }
     return env.get_template("model_card.md.jinja")
 
 
 def card_values(facts: Facts) -> dict:
     "What the template is filled with: the facts, and what takes more than a format to say."
-    losses = {key: f"{value:.4f} nats per token (step {step:,})" for key, (step, value) in facts.losses.items()}
+    losses = {
+        key: f"{value:.4f} nats per token (step {step:,})"
+        for key, (step, value) in facts.losses.items()
+    }
     before = (facts.init_from or {}).get("name", "")
     return {
         "facts": facts,
         "measures": MEASURES,
-        "base_model": before if re.fullmatch(r"[\w.-]+/[\w.-]+", before) else None,  # a name on the Hub
+        "base_model": before
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", before)
+        else None,  # a name on the Hub
         "losses": {"loss": losses.get("loss"), "val_loss": losses.get("val_loss")},
         "config": json.dumps({"model": asdict(facts.model), "training": facts.training}, indent=1),
     }
@@ -144,5 +180,9 @@ def export_hf(
         log("The card says that no licence is stated: choose one with --license.")
     own = Path(out).resolve().name
     title = " ".join((name or own).split())
-    facts = collect_facts(checkpoint, name=title, folder=own, dtype=dtype, license=license, evaluation=evaluation)
-    return write_model_folder(model, checkpoint.tokenizer, out, model_card(facts), dtype=dtype, force=force)
+    facts = collect_facts(
+        checkpoint, name=title, folder=own, dtype=dtype, license=license, evaluation=evaluation
+    )
+    return write_model_folder(
+        model, checkpoint.tokenizer, out, model_card(facts), dtype=dtype, force=force
+    )

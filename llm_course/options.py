@@ -30,13 +30,18 @@ from .terminal import columns, first_process, fitted, runnable
 def sentence(error: BaseException) -> str | None:
     "What to tell the user about `error`, in one line; None where the fault is ours and the traceback should be seen."
     from llm_course.files import UserError
+
     if isinstance(error, BrokenPipeError):
         return None
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search("(out of|not enough) memory", str(error)):
+    if (
+        isinstance(error, MemoryError)
+        or isinstance(error, RuntimeError)
+        and re.search("(out of|not enough) memory", str(error))
+    ):
         return "there is not enough memory for this: try a smaller --micro_batch_size, --batch_size or --config."
     return None
 
@@ -104,8 +109,12 @@ def cleaning_up() -> Iterator[None]:
     "Within it, SIGTERM and the end of the terminal end a stage as an error does: it cleans up behind itself. What is ignored stays so."
     before = {}
     if threading.current_thread() is threading.main_thread():
-        heard = [each for each in STOPPING[1:] if signal.getsignal(each) not in (None, signal.SIG_IGN)]
-        before = {each: signal.signal(each, lambda number, _: sys.exit(128 + number)) for each in heard}
+        heard = [
+            each for each in STOPPING[1:] if signal.getsignal(each) not in (None, signal.SIG_IGN)
+        ]
+        before = {
+            each: signal.signal(each, lambda number, _: sys.exit(128 + number)) for each in heard
+        }
     try:
         yield
     finally:
@@ -113,7 +122,14 @@ def cleaning_up() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-MAKERS = ("corpus", "tokenizer", "prepare", "train", "export", "demo")  # what they make is on the disk, and not what they print
+MAKERS = (
+    "corpus",
+    "tokenizer",
+    "prepare",
+    "train",
+    "export",
+    "demo",
+)  # what they make is on the disk, and not what they print
 
 # %% ../nbs/96_options.ipynb #90a1edp1
 @contextlib.contextmanager
@@ -122,10 +138,13 @@ def outliving_readers(words: list[str]) -> Iterator[None]:
 
     Of another stage the output is all: where nobody reads it, it ends at once, with a status that is not 0."""
     from llm_course.files import MessageStream
+
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # the next file to be opened would get this number, and what others print to it
+        except (
+            OSError
+        ):  # the next file to be opened would get this number, and what others print to it
             os.open(os.devnull, os.O_RDWR)
     makes = words[:1] and words[0] in MAKERS and not {"--help", "-h", "--show"} & set(words)
     before = sys.stdout, sys.stderr
@@ -150,15 +169,20 @@ class Program(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         from llm_course.files import did_you_mean
+
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"there is no stage {args[0]!r}.{did_you_mean(args[0], list(self.commands))}")
         return super().resolve_command(ctx, args)
 
-    def main(self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object) -> None:
+    def main(
+        self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object
+    ) -> None:
         words = sys.argv[1:] if args is None else list(args)
         with outliving_readers(words), cleaning_up():
             try:
-                sys.exit(super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0)
+                sys.exit(
+                    super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0
+                )
             except click.ClickException as error:
                 where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
                 if words[:1] != ["train"] or first_process():
@@ -169,8 +193,12 @@ class Program(click.Group):
                 sys.exit(130)
 
 # %% ../nbs/96_options.ipynb #55114afc
-SETTINGS = {"token_normalize_func": lambda name: name.replace("-", "_"), "help_option_names": ["-h", "--help"],
-            "show_default": True, "max_content_width": 110}
+SETTINGS = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "max_content_width": 110,
+}
 
 
 @click.group(cls=Program, context_settings=SETTINGS, invoke_without_command=True)
@@ -180,7 +208,9 @@ def main(ctx: click.Context) -> None:
     "A language model from nothing: text, tokenizer, shards, training, evaluation, generation."
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a pipe on Windows may not know every character that a model writes
+            stream.reconfigure(
+                errors="replace"
+            )  # a pipe on Windows may not know every character that a model writes
     if hasattr(sys.stdin, "reconfigure") and codecs.lookup(sys.stdin.encoding).name == "ascii":
         sys.stdin.reconfigure(encoding="utf-8")  # the locale C says nothing of how text is typed
     if ctx.invoked_subcommand is None:
@@ -265,27 +295,68 @@ def reads_text(stage: Callable) -> Callable:
 
 # %% ../nbs/96_options.ipynb #107d0e9a
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-verify_option = click.option("--verify/--no_verify", default=True, help="Read every byte first, to see that none has changed.")
+verify_option = click.option(
+    "--verify/--no_verify",
+    default=True,
+    help="Read every byte first, to see that none has changed.",
+)
 
 
 def writes_text(stage: Callable) -> Callable:
     "Give a stage the flags of a model that writes: which one, how much, how boldly, from which seed."
     flags = [
-        click.option("--tok", type=PATH, help="The tokenizer's .model file.  [default: the checkpoint's own]"),
+        click.option(
+            "--tok", type=PATH, help="The tokenizer's .model file.  [default: the checkpoint's own]"
+        ),
         click.option("--ckpt", type=PATH, default=LATEST, help="The checkpoint's folder."),
-        click.option("--max_new_tokens", type=click.IntRange(1, 10**9), default=300, help="Tokens to add, at most."),
-        click.option("--temperature", type=click.FloatRange(min=0), default=0.8, help="0 always takes the likeliest token."),
-        click.option("--top_k", type=click.IntRange(min=0), default=0, help="Draw from the k likeliest tokens.  0: from all"),
-        click.option("--top_p", type=click.FloatRange(0, 1, min_open=True), default=1.0,
-                     help="Draw from the likeliest tokens that hold this share."),
-        click.option("--min_p", type=click.FloatRange(0, 1), default=0.0,
-                     help="Draw from tokens this likely beside the likeliest."),
-        click.option("--repetition_penalty", type=click.FloatRange(min=0, min_open=True), default=1.0,
-                     help="Above 1: fewer repeats."),
-        click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="The same seed, the same text."),
-        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32",
-                     help="Of the weights, on a processor. Two bytes are read faster than four."),
-        device_option, verify_option]
+        click.option(
+            "--max_new_tokens",
+            type=click.IntRange(1, 10**9),
+            default=300,
+            help="Tokens to add, at most.",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(min=0),
+            default=0.8,
+            help="0 always takes the likeliest token.",
+        ),
+        click.option(
+            "--top_k",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Draw from the k likeliest tokens.  0: from all",
+        ),
+        click.option(
+            "--top_p",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            help="Draw from the likeliest tokens that hold this share.",
+        ),
+        click.option(
+            "--min_p",
+            type=click.FloatRange(0, 1),
+            default=0.0,
+            help="Draw from tokens this likely beside the likeliest.",
+        ),
+        click.option(
+            "--repetition_penalty",
+            type=click.FloatRange(min=0, min_open=True),
+            default=1.0,
+            help="Above 1: fewer repeats.",
+        ),
+        click.option(
+            "--seed", type=click.IntRange(0, 2**32 - 1), help="The same seed, the same text."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16", "fp16"]),
+            default="fp32",
+            help="Of the weights, on a processor. Two bytes are read faster than four.",
+        ),
+        device_option,
+        verify_option,
+    ]
     for flag in reversed(flags):
         stage = flag(stage)
     return stage
@@ -295,18 +366,29 @@ class ConfigOption(click.Option):
     "A field of the config, as an option; `typed_fields` has what was given."
 
     def __init__(self, field: Field, group: str) -> None:
-        alone = {"is_flag": False, "flag_value": "true"} if field.type is bool else {}  # `--compile` is `--compile true`
+        alone = (
+            {"is_flag": False, "flag_value": "true"} if field.type is bool else {}
+        )  # `--compile` is `--compile true`
         metavar = {int: "INTEGER", float: "NUMBER", bool: "[true|false]"}.get(field.type, "TEXT")
         metavar = "|".join(field.metadata["choices"]) or metavar
-        super().__init__([f"--{field.name}"], help=field.metadata["help"], metavar=metavar, expose_value=False, show_default=False,
-                         callback=self.keep, **alone)
+        super().__init__(
+            [f"--{field.name}"],
+            help=field.metadata["help"],
+            metavar=metavar,
+            expose_value=False,
+            show_default=False,
+            callback=self.keep,
+            **alone,
+        )
         self.group = group
 
     @staticmethod
     def keep(ctx: click.Context, option: click.Option, value: str | None) -> None:
         "Note a value, as it was typed: `load_config` reads it."
         if value is not None and value.startswith("--"):
-            raise click.BadOptionUsage(option.name, f"--{option.name} needs a value: --{option.name}=VALUE.", ctx)
+            raise click.BadOptionUsage(
+                option.name, f"--{option.name} needs a value: --{option.name}=VALUE.", ctx
+            )
         if value is not None:
             typed_fields(ctx)[option.name] = value
 
@@ -321,13 +403,22 @@ class Configurable(Computing):
 
     def __init__(self, *args: object, **settings: object) -> None:
         super().__init__(*args, **settings)
-        self.params += [ConfigOption(field, group) for group, part in (("Model", ModelConfig), ("Training", TrainingConfig))
-                        for field in fields(part)]
+        self.params += [
+            ConfigOption(field, group)
+            for group, part in (("Model", ModelConfig), ("Training", TrainingConfig))
+            for field in fields(part)
+        ]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for option in self.get_params(ctx):
-            groups.setdefault(getattr(option, "group", "Options"), []).append(option.get_help_record(ctx))
+            groups.setdefault(getattr(option, "group", "Options"), []).append(
+                option.get_help_record(ctx)
+            )
         for name, rows in groups.items():
-            with formatter.section(name if name == "Options" else f"{name} (fields of the config; default: as it has them)"):
+            with formatter.section(
+                name
+                if name == "Options"
+                else f"{name} (fields of the config; default: as it has them)"
+            ):
                 formatter.write_dl(rows)

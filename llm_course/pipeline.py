@@ -28,13 +28,7 @@ from llm_course.device import (
     pick_precision,
 )
 from .distributed import DDP, WarmUpDDP
-from llm_course.files import (
-    UserError,
-    file_sha256,
-    folder_lock,
-    print_message,
-    quantity,
-)
+from .files import UserError, file_sha256, folder_lock, print_message, quantity
 from .gpt import GPT, mimetic_init_
 from llm_course.integrity import (
     archive_run,

@@ -51,24 +51,35 @@ class MemoryTrace(TorchDispatchMode):
         self.tag, self.tags, self.largest = tag, {}, 0
         self.now, self.peak, self.calls = Counter(), Counter(), Counter()
 
-    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         out, name = func(*args, **(kwargs or {})), func.__name__.split(".")[0]
-        given, made = ([t for t in tree_leaves(tree) if isinstance(t, Tensor)] for tree in ((args, kwargs), out))
+        given, made = (
+            [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+            for tree in ((args, kwargs), out)
+        )
         if name.endswith("_") or {place(t) for t in made} - {place(t) for t in given}:
-            moved = {place(t): min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in [*given, *made]}
+            moved = {
+                place(t): min(t.numel() * t.element_size(), t.untyped_storage().nbytes())
+                for t in [*given, *made]
+            }
             self.calls[name, operations(func, args, kwargs or {}, out), sum(moved.values())] += 1
         copied = name == "_to_copy" and self.tags.get(place(given[0])) == "weights"
-        for t in made: self.enter(t, "weights in bf16" if copied else self.tag)
+        for t in made:
+            self.enter(t, "weights in bf16" if copied else self.tag)
         return out
 
     def enter(self, t: Tensor, tag: str) -> None:
         "Note a tensor's memory, unless it is known: several tensors can share it."
         storage, where, size = t.untyped_storage(), place(t), t.untyped_storage().nbytes()
-        if where in self.tags: return
+        if where in self.tags:
+            return
         self.tags[where], self.largest = tag, max(self.largest, size)
         self.now[tag] += size
         weakref.finalize(storage, self.strike, where, size).atexit = False
-        if self.now.total() > self.peak.total(): self.peak = Counter(self.now)
+        if self.now.total() > self.peak.total():
+            self.peak = Counter(self.now)
 
     def strike(self, where: int, size: int) -> None:
         "That memory is free."
@@ -88,8 +99,12 @@ def place(t: Tensor) -> int:
 
 def operations(func: Callable, args: tuple, kwargs: dict, out: object) -> int:
     "Additions and multiplications of a call, if it is a matrix product or attention; else 0."
-    if "scaled_dot_product" in func.__name__:  # q (B, H, T, D) and k (B, K, S, D): two products forward, four backward
-        backward = "backward" in func.__name__  # which computes one of the first two again: of no use, and not counted
+    if (
+        "scaled_dot_product" in func.__name__
+    ):  # q (B, H, T, D) and k (B, K, S, D): two products forward, four backward
+        backward = (
+            "backward" in func.__name__
+        )  # which computes one of the first two again: of no use, and not counted
         q, k = args[1:3] if backward else args[:2]
         return (8 if backward else 4) * q.numel() * k.shape[-2]
     count = flop_registry.get(func.overloadpacket)
@@ -117,11 +132,16 @@ class StepEstimate:
 
     def seconds(self, rate: float, speed: float) -> float:
         "The time of the step if a call takes as long as its operations at `rate`, or its bytes at `speed`, whichever is longer."
-        return sum(often * max(count / rate, moved / speed) for (_, count, moved), often in self.calls.items())
+        return sum(
+            often * max(count / rate, moved / speed)
+            for (_, count, moved), often in self.calls.items()
+        )
 
 # %% ../nbs/63_planner.ipynb #5abd6ap1
 @lru_cache(maxsize=64)
-def simulate_step(config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True) -> StepEstimate:
+def simulate_step(
+    config: Config, precision: torch.dtype = torch.float32, devices: int = 1, on_cpu: bool = True
+) -> StepEstimate:
     """One training step, as one of `devices` processes does it, on tensors that have shapes and no numbers: nothing is computed.
 
     The model, `forward_backward`, the clipping and the optimizers are those that train, so the count follows the code. One micro batch
@@ -137,7 +157,9 @@ def simulate_step(config: Config, precision: torch.dtype = torch.float32, device
         return loss
 
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), ledger:
-        model = accelerate(GPT(config.model), device="cpu" if on_cpu else "cuda", trim=False).train()
+        model = accelerate(
+            GPT(config.model), device="cpu" if on_cpu else "cuda", trim=False
+        ).train()
         model.checkpoint_activations = training.checkpoint_activations
         model.check_ids = False  # there are no numbers to look at
         optimizers, ledger.tag = make_optimizers(model, training, precision), "optimizer"
@@ -145,19 +167,34 @@ def simulate_step(config: Config, precision: torch.dtype = torch.float32, device
             p.grad = torch.zeros_like(p)
             ledger.call_it("gradients", p.grad)
             p.register_post_accumulate_grad_hook(lambda p: ledger.call_it("gradients", p.grad))
-        for optimizer in optimizers: optimizer.step()  # what it remembers appears with its first step
-        if times == 1: model.zero_grad()
-        buckets = torch.empty(config.model.n_params if devices > 1 else 0)  # DistributedDataParallel copies the gradients
+        for optimizer in optimizers:
+            optimizer.step()  # what it remembers appears with its first step
+        if times == 1:
+            model.zero_grad()
+        buckets = torch.empty(
+            config.model.n_params if devices > 1 else 0
+        )  # DistributedDataParallel copies the gradients
         ledger.call_it("buckets", buckets)
-        ids, ledger.peak = torch.zeros(size, config.model.seq_len, dtype=torch.long), Counter(ledger.now)
+        ids, ledger.peak = (
+            torch.zeros(size, config.model.seq_len, dtype=torch.long),
+            Counter(ledger.now),
+        )
         ledger.calls.clear()
         forward_backward(forward, ids, ids, size, precision)
-        calls, ledger.tag = Counter({call: times * often for call, often in ledger.calls.items()}), "optimizer"
+        calls, ledger.tag = (
+            Counter({call: times * often for call, often in ledger.calls.items()}),
+            "optimizer",
+        )
         ledger.calls.clear()
         clip_grad_norm_(model.parameters(), training.grad_clip or math.inf)
-        for optimizer in optimizers: optimizer.step()
-    return StepEstimate({tag: size for tag, size in ledger.peak.items() if size}, ledger.largest,
-                     training.checkpoint_activations, calls + ledger.calls)
+        for optimizer in optimizers:
+            optimizer.step()
+    return StepEstimate(
+        {tag: size for tag, size in ledger.peak.items() if size},
+        ledger.largest,
+        training.checkpoint_activations,
+        calls + ledger.calls,
+    )
 
 # %% ../nbs/63_planner.ipynb #572ccad8
 BARE = """
@@ -183,7 +220,11 @@ def bare_process(bf16: bool = False, recomputed: bool = False) -> int:
     """Bytes of a process that trains next to nothing: Python, torch, this course. Measured on Linux; elsewhere assumed.
 
     With activations `recomputed`, torch.utils.checkpoint loads the compiler as well: 75 MB."""
-    done = subprocess.run([sys.executable, "-c", BARE.format(bf16=bf16, recomputed=recomputed)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", BARE.format(bf16=bf16, recomputed=recomputed)],
+        capture_output=True,
+        text=True,
+    )
     return 350_000_000 if done.returncode else 1024 * int(done.stdout)
 
 
@@ -192,15 +233,24 @@ def fragmentation(rehearsal: StepEstimate) -> int:
 
     A rule and no derivation, found by benchmarks/growth.py: a share of what comes and goes with each step; where activations are
     computed twice, and little stays, three and a half times the largest block."""
-    if rehearsal.recomputed: return int(3.5 * rehearsal.largest)
-    return int(0.45 * sum(rehearsal.memory.get(tag, 0) for tag in ("activations", "passing", "weights in bf16")))
+    if rehearsal.recomputed:
+        return int(3.5 * rehearsal.largest)
+    return int(
+        0.45
+        * sum(rehearsal.memory.get(tag, 0) for tag in ("activations", "passing", "weights in bf16"))
+    )
 
 # %% ../nbs/63_planner.ipynb #572ccap1
 def step_memory(rehearsal: StepEstimate, on_cpu: bool, bf16: bool) -> dict[str, int]:
     "Bytes of a step at the moment when they are most, with what is there beside the tensors."
-    if not on_cpu: return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
+    if not on_cpu:
+        return {**rehearsal.memory, "CUDA itself, assumed": CONTEXT}
     between = {"fragmentation": fragmentation(rehearsal)} if sys.platform == "linux" else {}
-    return {**rehearsal.memory, **between, "Python and torch": bare_process(bf16, rehearsal.recomputed)}
+    return {
+        **rehearsal.memory,
+        **between,
+        "Python and torch": bare_process(bf16, rehearsal.recomputed),
+    }
 
 # %% ../nbs/63_planner.ipynb #5cd548d2
 @dataclass(frozen=True)
@@ -217,11 +267,24 @@ class Device:
 
 UTILISATION = 0.4  # Llama 3's training had 38 to 43 % of an H100's bf16 peak: Dubey et al. 2024, arXiv:2407.21783, table 4
 SHEETS = {  # NVIDIA's data sheets: 10¹² dense operations per second in bf16 and in fp32, 10¹² bytes per second, 10⁹ bytes
-    "a100": ("NVIDIA A100 SXM 80 GB", 312, 19.5, 2.039, 80), "a100-40": ("NVIDIA A100 SXM 40 GB", 312, 19.5, 1.555, 40),
-    "h100": ("NVIDIA H100 SXM", 989.4, 66.9, 3.35, 80), "h200": ("NVIDIA H200 SXM", 989.4, 66.9, 4.8, 141),
-    "l4": ("NVIDIA L4", 121, 30.3, 0.3, 24), "l40s": ("NVIDIA L40S", 362, 91.6, 0.864, 48)}
-DEVICES = {key: Device(name, {torch.bfloat16: bf16 * 1e12, torch.float32: fp32 * 1e12}, speed * 1e12, size * 10**9,
-                       "data sheet", UTILISATION) for key, (name, bf16, fp32, speed, size) in SHEETS.items()}
+    "a100": ("NVIDIA A100 SXM 80 GB", 312, 19.5, 2.039, 80),
+    "a100-40": ("NVIDIA A100 SXM 40 GB", 312, 19.5, 1.555, 40),
+    "h100": ("NVIDIA H100 SXM", 989.4, 66.9, 3.35, 80),
+    "h200": ("NVIDIA H200 SXM", 989.4, 66.9, 4.8, 141),
+    "l4": ("NVIDIA L4", 121, 30.3, 0.3, 24),
+    "l40s": ("NVIDIA L40S", 362, 91.6, 0.864, 48),
+}
+DEVICES = {
+    key: Device(
+        name,
+        {torch.bfloat16: bf16 * 1e12, torch.float32: fp32 * 1e12},
+        speed * 1e12,
+        size * 10**9,
+        "data sheet",
+        UTILISATION,
+    )
+    for key, (name, bf16, fp32, speed, size) in SHEETS.items()
+}
 
 
 @cache
@@ -230,15 +293,27 @@ def this_device(name: str, config: ModelConfig, precision: torch.dtype) -> Devic
     device = pick_device(name)
     gpu, rows = device.type == "cuda", 512 if device.type == "cpu" else 8192
     size = torch.cuda.get_device_properties(device).total_memory if gpu else memory()[0]
-    title = torch.cuda.get_device_name(device) if gpu else f"{processor_name()}, {quantity(torch.get_num_threads(), 'thread')}"
-    return Device(title, {precision: rate_at_shapes(config, rows, precision, device)}, bandwidth(2**26, device), size, "measured")
+    title = (
+        torch.cuda.get_device_name(device)
+        if gpu
+        else f"{processor_name()}, {quantity(torch.get_num_threads(), 'thread')}"
+    )
+    return Device(
+        title,
+        {precision: rate_at_shapes(config, rows, precision, device)},
+        bandwidth(2**26, device),
+        size,
+        "measured",
+    )
 
 # %% ../nbs/63_planner.ipynb #55d8fe25
 def largest_batch(need: Callable[[int], int], limit: int, most: int) -> int:
     "A number of sequences, up to `most`, for which `need`, in bytes, stays below `limit`, near the largest; 0 if 1 is too many."
     low, high = 1, most
-    if need(low) > limit: return 0
-    if need(high) <= limit: return high
+    if need(low) > limit:
+        return 0
+    if need(high) <= limit:
+        return high
     for _ in range(2):
         low += int((limit - need(low)) * (high - low) / (need(high) - need(low)))
     return low
@@ -252,7 +327,9 @@ class Plan:
     precision: torch.dtype
     device: Device
     devices: int
-    memory: dict[str, int]  # bytes on each device at the moment when they are most, by what they are for
+    memory: dict[
+        str, int
+    ]  # bytes on each device at the moment when they are most, by what they are for
     seconds: float  # for a step
     tokens: int  # to train on
     largest: int  # sequences at a time that would fit; 0 if one is too many
@@ -283,15 +360,28 @@ class Plan:
     def advice(self) -> str:
         "Whether it fits and, if not, what to change."
         need, have = (f"{size / 1e9:,.1f} GB" for size in (self.peak, self.device.memory))
-        if self.fits: return f"It fits: {need} of {have}."
+        if self.fits:
+            return f"It fits: {need} of {have}."
         whole = f"--batch_size {self.config.training.batch_size} " if self.enlarged else ""
-        for size, flag in ((self.largest, ""), (self.recomputing, " --checkpoint_activations true")):
-            if size: return f"It does not fit: {need} of {have}; {whole}--batch {size}{flag} does, and gives the same result."
-        return (f"It does not fit: {need} of {have}, and not one sequence does: take a smaller --seq_len or --config, or a device"
-                " with more memory. More devices do not help, since each holds the whole model.")
+        for size, flag in (
+            (self.largest, ""),
+            (self.recomputing, " --checkpoint_activations true"),
+        ):
+            if size:
+                return f"It does not fit: {need} of {have}; {whole}--batch {size}{flag} does, and gives the same result."
+        return (
+            f"It does not fit: {need} of {have}, and not one sequence does: take a smaller --seq_len or --config, or a device"
+            " with more memory. More devices do not help, since each holds the whole model."
+        )
 
 # %% ../nbs/63_planner.ipynb #5c9351p1
-def plan(config: Config, batch: int | None = None, device: str = "auto", devices: int = 1, tokens: int | None = None) -> Plan:
+def plan(
+    config: Config,
+    batch: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
+    tokens: int | None = None,
+) -> Plan:
     """What training with `config` takes: memory, time for a step, days for `tokens` (unless given, 20 a parameter).
 
     batch: sequences that a device holds in memory at a time. device: one of DEVICES, from its data sheet, or this machine's auto,
@@ -299,39 +389,79 @@ def plan(config: Config, batch: int | None = None, device: str = "auto", devices
     it is saved, a host needs 12 bytes a parameter more. UserError for what cannot be planned."""
     names = ["auto", "cpu", "cuda", "mps", *DEVICES]
     if device.split(":")[0] not in names:
-        raise UserError(f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}")
+        raise UserError(
+            f"There is no device {device!r}: use one of {', '.join(names)}.{did_you_mean(device, names)}"
+        )
     for name, number in (("batch", batch), ("devices", devices), ("tokens", tokens)):
-        if number is not None and number < 1: raise UserError(f"{name} is {number}: it must be at least 1.")
+        if number is not None and number < 1:
+            raise UserError(f"{name} is {number}: it must be at least 1.")
     wished, config = config.training.batch_size, with_batch(config, batch, devices)
     sheet, asked = DEVICES.get(device), config.training.precision
     here = None if sheet else pick_device(device)
-    precision = pick_precision(asked, here)[0] if here else torch.float32 if asked == "fp32" else torch.bfloat16
-    machine, on_cpu = sheet or this_device(device, config.model, precision), here is not None and here.type == "cpu"
+    precision = (
+        pick_precision(asked, here)[0]
+        if here
+        else torch.float32
+        if asked == "fp32"
+        else torch.bfloat16
+    )
+    machine, on_cpu = (
+        sheet or this_device(device, config.model, precision),
+        here is not None and here.type == "cpu",
+    )
 
     @cache
     def need(size: int, recompute: bool) -> int:
         played = with_batch(config, size, devices, checkpoint_activations=recompute)
-        return sum(step_memory(simulate_step(played, precision, devices, on_cpu), on_cpu, precision == torch.bfloat16).values())
+        return sum(
+            step_memory(
+                simulate_step(played, precision, devices, on_cpu),
+                on_cpu,
+                precision == torch.bfloat16,
+            ).values()
+        )
 
     training, played = config.training, simulate_step(config, precision, devices, on_cpu)
     found = step_memory(played, on_cpu, precision == torch.bfloat16)
     rows = training.batch_size // devices
     size, recompute = min(rows, training.micro_batch_size or rows), training.checkpoint_activations
     fits = sum(found.values()) <= machine.memory
-    largest = size if fits else largest_batch(lambda size: need(size, recompute), machine.memory, size)
-    again = largest if largest or recompute else largest_batch(lambda size: need(size, True), machine.memory, size)
+    largest = (
+        size if fits else largest_batch(lambda size: need(size, recompute), machine.memory, size)
+    )
+    again = (
+        largest
+        if largest or recompute
+        else largest_batch(lambda size: need(size, True), machine.memory, size)
+    )
     rate = machine.rates[precision]
     seconds = played.seconds(rate, machine.bandwidth) if here else played.operations / rate
     tokens = tokens or 20 * config.model.n_params
-    return Plan(config, precision, machine, devices, found, seconds / machine.utilisation, tokens, largest, again,
-                training.batch_size > wished)
+    return Plan(
+        config,
+        precision,
+        machine,
+        devices,
+        found,
+        seconds / machine.utilisation,
+        tokens,
+        largest,
+        again,
+        training.batch_size > wished,
+    )
 
 # %% ../nbs/63_planner.ipynb #5c9351p2
 def with_batch(config: Config, batch: int | None, devices: int, **changes: object) -> Config:
     "The config with `batch` sequences at a time on each device, in steps that are large enough for that."
     training = config.training
-    if batch: changes |= {"micro_batch_size": batch, "batch_size": max(training.batch_size, batch * devices)}
+    if batch:
+        changes |= {
+            "micro_batch_size": batch,
+            "batch_size": max(training.batch_size, batch * devices),
+        }
     training = replace(training, **changes)
     if training.batch_size % devices:
-        raise UserError(f"batch_size is {training.batch_size}: it must be a multiple of the {devices} devices.")
+        raise UserError(
+            f"batch_size is {training.batch_size}: it must be a multiple of the {devices} devices."
+        )
     return replace(config, training=training)

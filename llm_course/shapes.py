@@ -55,20 +55,28 @@ def _spell(array: Any, sizes: dict[str, Any]) -> str:
     words = []
     for dim in array.dim_str.split():
         size = sizes.get(dim.lstrip("#*"), dim.lstrip("#"))
-        words += [str(s) for s in size] if isinstance(size, tuple) else [f"1 or {size}" if dim[0] == "#" else str(size)]
+        words += (
+            [str(s) for s in size]
+            if isinstance(size, tuple)
+            else [f"1 or {size}" if dim[0] == "#" else str(size)]
+        )
     return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
 
 
 def _complaint(value: Any, hint: Any, sizes: dict[str, Any]) -> str:
     """Say what is wrong with a value: the kind, the dtype, or the shape."""
     arrays = _arrays(hint)
-    should, resolved = (" or ".join(_spell(array, known) for array in arrays) for known in ({}, sizes))
+    should, resolved = (
+        " or ".join(_spell(array, known) for array in arrays) for known in ({}, sizes)
+    )
     if not isinstance(value, Tensor):
         kind = "None" if value is None else f"of type {type(value).__name__}"
         return f"is {kind}, but should be a tensor of shape {should}"
     if not any(isinstance(value, array.dtype[Tensor, "..."]) for array in arrays):
         return f"has dtype {str(value.dtype)[6:]}, but should have dtype {arrays[0].dtype.__name__.lower()}"
-    return f"has shape {tuple(value.shape)}, but should be {should}" + (f" = {resolved}" if resolved != should else "")
+    return f"has shape {tuple(value.shape)}, but should be {should}" + (
+        f" = {resolved}" if resolved != should else ""
+    )
 
 # %% ../nbs/21_shapes.ipynb #214dc8ca
 def _check(where: str, leaves: list[tuple[str, Any, Any]]) -> None:
@@ -79,7 +87,11 @@ def _check(where: str, leaves: list[tuple[str, Any, Any]]) -> None:
             if not is_bearable(value, hint):
                 raise ShapeError(f"{where}(): {name} {_complaint(value, hint, sizes)}")
             if isinstance(value, Tensor):
-                sizes |= next(_sizes(array, value.shape) for array in _arrays(hint) if isinstance(value, array))
+                sizes |= next(
+                    _sizes(array, value.shape)
+                    for array in _arrays(hint)
+                    if isinstance(value, array)
+                )
 
 # %% ../nbs/21_shapes.ipynb #214dc8p1
 def shape_checked(f: Callable) -> Callable:
@@ -90,7 +102,9 @@ def shape_checked(f: Callable) -> Callable:
     `jaxtyping.config.update("jaxtyping_disable", True)`, it costs nothing. Raises ShapeError.
     """
     signature = inspect.signature(f)
-    hints = {name: p.annotation for name, p in signature.parameters.items()} | {"the result": signature.return_annotation}
+    hints = {name: p.annotation for name, p in signature.parameters.items()} | {
+        "the result": signature.return_annotation
+    }
     hints = {name: hint for name, hint in hints.items() if _arrays(hint)}
     seen = set()
 
@@ -102,7 +116,10 @@ def shape_checked(f: Callable) -> Callable:
         except TypeError:  # an argument too many or too few: f will say so in Python's own words
             return
         named = [name for name in values if name in hints]
-        _check(f.__qualname__, [leaf for name in named for leaf in _leaves(name, values[name], hints[name])])
+        _check(
+            f.__qualname__,
+            [leaf for name in named for leaf in _leaves(name, values[name], hints[name])],
+        )
         seen.add(key)
 
     @functools.wraps(f)

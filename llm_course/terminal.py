@@ -20,9 +20,11 @@ import click
 def first_process() -> bool:
     "Whether this process of `train` speaks for all that were started together: by torchrun, or by hand."
     from llm_course.files import UserError
+
     if os.environ.get("RANK", "0") == "0":
         return True
     from llm_course.device import launched
+
     with contextlib.suppress(UserError):
         return launched().is_main
     return True
@@ -39,12 +41,26 @@ def program() -> str:
     return shlex.quote(sys.argv[0])
 
 
-COMMANDS = ("corpus", "tokenizer", "prepare", "train", "eval", "generate", "chat", "export", "doctor", "plan", "demo")
+COMMANDS = (
+    "corpus",
+    "tokenizer",
+    "prepare",
+    "train",
+    "eval",
+    "generate",
+    "chat",
+    "export",
+    "doctor",
+    "plan",
+    "demo",
+)
 
 
 def runnable(text: str) -> str:
     "A text whose commands of ours are as a shell finds them: `.venv/bin/llm-course train` for `llm-course train`."
-    return re.sub(rf"(?<![\w./\\-])llm-course(?= ({'|'.join(COMMANDS)})\b)", lambda _: program(), text)
+    return re.sub(
+        rf"(?<![\w./\\-])llm-course(?= ({'|'.join(COMMANDS)})\b)", lambda _: program(), text
+    )
 
 
 def print_wrapped(text: str = "", err: bool = False, hang: int = 0) -> None:
@@ -54,7 +70,9 @@ def print_wrapped(text: str = "", err: bool = False, hang: int = 0) -> None:
 # %% ../nbs/95_terminal.ipynb #wrp00002
 def columns(stream: object) -> int | None:
     "How many columns a line may have on the terminal that `stream` is; None where it is none, so that nothing is wrapped."
-    with contextlib.suppress(AttributeError, ValueError):  # of these: there is no stream, it is closed
+    with contextlib.suppress(
+        AttributeError, ValueError
+    ):  # of these: there is no stream, it is closed
         return max(shutil.get_terminal_size().columns - 1, 20) if stream.isatty() else None
     return None
 
@@ -62,16 +80,30 @@ def columns(stream: object) -> int | None:
 def width(text: str) -> int:
     "The columns that a text takes on a terminal, about: two for a wide character, none for what joins the one before it."
     invisible = ("Mn", "Me", "Cf")
-    return sum(8 if c == "\t" else 0 if unicodedata.category(c) in invisible else 1 + (unicodedata.east_asian_width(c) in "WF")
-               for c in text)
+    return sum(
+        8
+        if c == "\t"
+        else 0
+        if unicodedata.category(c) in invisible
+        else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )
 
 # %% ../nbs/95_terminal.ipynb #wrp000p1
 class LineBreaker:
     "A text that comes in pieces, with line breaks in place of spaces so that no line has over `limit` columns (None: as it is)."
 
     def __init__(self, limit: int | None, hang: int = 0):
-        self.limit, self.hang = limit, hang  # hang: the column where a line begins that we have broken
-        self.at, self.space, self.word, self.long = 0, "", "", False  # long: the word is longer than a line, and partly shown
+        self.limit, self.hang = (
+            limit,
+            hang,
+        )  # hang: the column where a line begins that we have broken
+        self.at, self.space, self.word, self.long = (
+            0,
+            "",
+            "",
+            False,
+        )  # long: the word is longer than a line, and partly shown
 
     def add(self, text: str) -> str:
         "What can be shown after `text` has come."
@@ -144,4 +176,6 @@ def format_table(rows: dict[str, object], limit: int | None = None) -> str:
     shown = {int: "{:,}", float: "{:,.4g}"}
     cells = {name: shown.get(type(value), "{}").format(value) for name, value in rows.items()}
     left = max(map(len, cells))
-    return "\n".join(fitted(f"  {name:<{left}}  {cell}", limit, hang=left + 4) for name, cell in cells.items())
+    return "\n".join(
+        fitted(f"  {name:<{left}}  {cell}", limit, hang=left + 4) for name, cell in cells.items()
+    )

@@ -49,6 +49,7 @@ def write_missing(source: str) -> None:
 def progress_bar(corpus: Iterable[str], task: str) -> Iterator[Callable[[int], object]]:
     "Within it, a function that moves a bar by so many bytes of the corpus, as far as stderr is a terminal."
     from tqdm import tqdm
+
     size = sum(file.stat().st_size for file in corpus.files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=task, disable=None) as bar:
         yield bar.update
@@ -143,7 +144,9 @@ def tokenizer(
         file.write(learned.model)
     click.echo(format_table({"vocabulary": learned.vocab_size, "file": path}, columns(sys.stdout)))
     source = again(source)
-    print_wrapped(next_command("prepare", source=source, tok=path, documents=documents, errors=errors))
+    print_wrapped(
+        next_command("prepare", source=source, tok=path, documents=documents, errors=errors)
+    )
 
 # %% ../nbs/97_text_commands.ipynb #3d1abap2
 def again(source: str) -> str:
@@ -156,6 +159,7 @@ def again(source: str) -> str:
 def open_tokens(source: str, tokenizer: object, leave_out: object = None) -> Iterable[str] | None:
     "The .ds files of datatrove at `source`, after a line that says what they hold; None where there are none."
     from llm_course.preparation import TokenFiles, token_files
+
     if not token_files(source):
         return None
     corpus = TokenFiles(source, tokenizer, leave_out)
@@ -174,6 +178,7 @@ def show_splits(manifest: object) -> str:
     "Documents, tokens and their share in each split, and of copies that were left out."
     from llm_course.files import quantity
     from llm_course.preparation import MANY
+
     copies, copied = manifest.copies()
     whole = max(1, manifest.tokens("train") + manifest.tokens("val") + copied)
     row = lambda name, documents, tokens: (

@@ -5,6 +5,7 @@ docstrings; and these functions. Left out: decorators (shape checks), the config
 the model, which is counted by itself. Building the model and reading batches from shards have lines of their own, without a limit.
 Status 1 where a figure is above its limit.
 """
+
 import ast
 import sys
 import tempfile
@@ -19,8 +20,10 @@ sys.path.insert(0, str(ROOT))
 ASIDE = ("shapes", "config", "files")
 MODEL, DATA = ("gpt", "attention"), ("packing", "shards")
 LIMITS = {  # lines and definitions, and what nanoGPT has (commit 3adf61e; its training is one script)
-    "forward and loss": (200, 15, "117 in 8"), "a training step with its loop": (190, 16, "232 in one script"),
-    "generate": (150, 10, "13 in 1")}
+    "forward and loss": (200, 15, "117 in 8"),
+    "a training step with its loop": (190, 16, "232 in one script"),
+    "generate": (150, 10, "13 in 1"),
+}
 NO_LIMIT = (10**9, 10**9, "")
 
 
@@ -51,7 +54,10 @@ def functions(path: Path) -> list[tuple[set[int], str, set[int]]]:
             continue
         own = set(range(node.lineno, node.end_lineno + 1))
         for inner in ast.walk(node):
-            if isinstance(inner, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(inner) is not None:
+            if (
+                isinstance(inner, ast.FunctionDef | ast.ClassDef)
+                and ast.get_docstring(inner) is not None
+            ):
                 own -= set(range(inner.body[0].lineno, inner.body[0].end_lineno + 1))
         own = {n for n in own if lines[n - 1].strip() and not lines[n - 1].strip().startswith("#")}
         found.append(({node.lineno, *(d.lineno for d in node.decorator_list)}, node.name, own))
@@ -64,8 +70,14 @@ def count(run: Callable[[], object], aside: tuple[str, ...]) -> dict[str, int]:
     result = {}
     for code in sorted(entered(run), key=lambda code: (code.co_filename, code.co_firstlineno)):
         path = Path(code.co_filename)
-        match = [(name, own) for starts, name, own in functions(path) if code.co_firstlineno in starts and name == code.co_name]
-        if path.stem in aside or not match:  # a lambda or a comprehension is counted with the function around it
+        match = [
+            (name, own)
+            for starts, name, own in functions(path)
+            if code.co_firstlineno in starts and name == code.co_name
+        ]
+        if (
+            path.stem in aside or not match
+        ):  # a lambda or a comprehension is counted with the function around it
             continue
         name, own = match[0]
         new = own - counted.setdefault(path, set())
@@ -88,7 +100,16 @@ def runs(folder: Path) -> dict[str, tuple[Callable[[], object], tuple[str, ...]]
 
     tales = sample_tales(0, 100)
     tokenizer = train_tokenizer(tales, 400)
-    config = load_config("tiny", {"vocab_size": tokenizer.vocab_size, "seq_len": 64, "max_steps": 2, "log_every": 1, "precision": "fp32"})
+    config = load_config(
+        "tiny",
+        {
+            "vocab_size": tokenizer.vocab_size,
+            "seq_len": 64,
+            "max_steps": 2,
+            "log_every": 1,
+            "precision": "fp32",
+        },
+    )
     write_shards(tales, tokenizer, folder / "shards", val_documents=sample_tales(1, 10), seq_len=64)
     data = TokenDataset(folder / "shards")
     torch.manual_seed(0)
@@ -98,8 +119,15 @@ def runs(folder: Path) -> dict[str, tuple[Callable[[], object], tuple[str, ...]]
         "building the model": (lambda: GPT(config.model), ASIDE),
         "forward and loss": (lambda: model(ids[:, :-1], ids[:, 1:]), ASIDE),
         "reading batches": (lambda: fit(model, data, config.training), everything),
-        "a training step with its loop": (lambda: fit(model, data, config.training), ASIDE + MODEL + DATA),
-        "generate": (lambda: generate(model, ids[0, :5].tolist(), 10, temperature=0.8, top_k=20, seed=0), ASIDE + MODEL)}
+        "a training step with its loop": (
+            lambda: fit(model, data, config.training),
+            ASIDE + MODEL + DATA,
+        ),
+        "generate": (
+            lambda: generate(model, ids[0, :5].tolist(), 10, temperature=0.8, top_k=20, seed=0),
+            ASIDE + MODEL,
+        ),
+    }
 
 
 def main() -> None:
@@ -107,9 +135,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (run, aside) in runs(Path(folder)).items():
             found = count(run, aside)
-            lines, definitions, (most_lines, most_definitions, theirs) = sum(found.values()), len(found), LIMITS.get(name, NO_LIMIT)
+            lines, definitions, (most_lines, most_definitions, theirs) = (
+                sum(found.values()),
+                len(found),
+                LIMITS.get(name, NO_LIMIT),
+            )
             too_many |= lines > most_lines or definitions > most_definitions
-            limit = f" (at most {most_lines} in {most_definitions}; nanoGPT: {theirs})" if theirs else ""
+            limit = (
+                f" (at most {most_lines} in {most_definitions}; nanoGPT: {theirs})"
+                if theirs
+                else ""
+            )
             print(f"{name}: {lines} lines in {definitions} definitions{limit}")
             if "--list" in sys.argv:
                 print(*(f"  {lines:4}  {where}" for where, lines in found.items()), sep="\n")

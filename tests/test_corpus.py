@@ -1,4 +1,5 @@
 "Readers, the split and atomic files: what users bring, and what breaks."
+
 import json
 import os
 import subprocess
@@ -16,8 +17,9 @@ from llm_course.files import UserError, atomic_write, did_you_mean, folder_lock
 from llm_course.formats import between
 from llm_course.tales import check_tale
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1).filter(
-    lambda text: not text.isspace())
+TEXTS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1
+).filter(lambda text: not text.isspace())
 
 
 def put(path, data):
@@ -26,6 +28,7 @@ def put(path, data):
 
 
 # Documents
+
 
 @settings(max_examples=100, deadline=None)
 @given(documents=st.lists(TEXTS, min_size=1), end=st.sampled_from(["\n", "\r\n"]))
@@ -37,7 +40,12 @@ def test_lines_come_back(tmp_path_factory, documents, end):
 
 
 @settings(max_examples=100, deadline=None)
-@given(documents=st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: t and not t.isspace()), min_size=1))
+@given(
+    documents=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: t and not t.isspace()),
+        min_size=1,
+    )
+)
 def test_jsonl_comes_back(tmp_path_factory, documents):
     file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
     put(file, "".join(json.dumps({"text": d}) + "\n" for d in documents))
@@ -45,10 +53,15 @@ def test_jsonl_comes_back(tmp_path_factory, documents):
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents=st.lists(st.text("ab|#\n", min_size=1), min_size=1), mark=st.sampled_from(["<>", "%%%", "~"]))
+@given(
+    documents=st.lists(st.text("ab|#\n", min_size=1), min_size=1),
+    mark=st.sampled_from(["<>", "%%%", "~"]),
+)
 def test_separated_documents_come_back(tmp_path_factory, documents, mark):
     documents = [d.strip("\n") for d in documents if d.strip("\n")] or ["x"]
-    file = put(tmp_path_factory.mktemp("marks") / "a.txt", "".join(f"{d}\n{mark}\n" for d in documents))
+    file = put(
+        tmp_path_factory.mktemp("marks") / "a.txt", "".join(f"{d}\n{mark}\n" for d in documents)
+    )
     assert list(Corpus(file, documents=mark)) == documents
 
 
@@ -58,27 +71,37 @@ def test_a_separator_across_two_blocks(tmp_path):
         first = b"a" * ((1 << 20) - cut)
         file = put(tmp_path / "a.txt", first + b"<cut>" + b"b" * 3)
         with open(file, "rb") as f:
-            assert [(start, len(piece)) for start, piece in between("<cut>")(f)] == [(0, len(first)), (len(first) + 5, 3)]
+            assert [(start, len(piece)) for start, piece in between("<cut>")(f)] == [
+                (0, len(first)),
+                (len(first) + 5, 3),
+            ]
 
 
-@pytest.mark.parametrize("name, data, form, count", [
-    ("a.txt", "one\ntwo\nthree\n", "line", 3),
-    ("a.txt", "one\r\ntwo\r\n\r\n", "line", 2),
-    ("a.txt", "a\nb\n\nc\nd\n", "blank", 2),
-    ("a.txt", "a\r\nb\r\n \r\nc\r\n", "blank", 2),
-    ("a.txt", "a\n\nb<|endoftext|>c\n<|endoftext|>\n", "<|endoftext|>", 2),
-    ("a.jsonl", '{"text": "a"}\r\n\n{"text": "b", "id": 1}', "jsonl", 2),
-    ("a.md", "one line without an end", "line", 1),
-])
+@pytest.mark.parametrize(
+    "name, data, form, count",
+    [
+        ("a.txt", "one\ntwo\nthree\n", "line", 3),
+        ("a.txt", "one\r\ntwo\r\n\r\n", "line", 2),
+        ("a.txt", "a\nb\n\nc\nd\n", "blank", 2),
+        ("a.txt", "a\r\nb\r\n \r\nc\r\n", "blank", 2),
+        ("a.txt", "a\n\nb<|endoftext|>c\n<|endoftext|>\n", "<|endoftext|>", 2),
+        ("a.jsonl", '{"text": "a"}\r\n\n{"text": "b", "id": 1}', "jsonl", 2),
+        ("a.md", "one line without an end", "line", 1),
+    ],
+)
 def test_formats_are_found(tmp_path, name, data, form, count):
     corpus = Corpus(put(tmp_path / name, data))
     documents = list(corpus)
-    assert corpus.format == form and len(documents) == count and not any("\r" in d for d in documents)
+    assert (
+        corpus.format == form and len(documents) == count and not any("\r" in d for d in documents)
+    )
     assert str(tmp_path / name) in corpus.describe() and "\n" not in corpus.describe()
 
 
 def test_one_stray_blank_line_does_not_glue_a_file_of_lines_together(tmp_path):
-    file = put(tmp_path / "a.txt", "\n".join(f"story {i}" for i in range(500)) + "\n\n" + "last\n" * 500)
+    file = put(
+        tmp_path / "a.txt", "\n".join(f"story {i}" for i in range(500)) + "\n\n" + "last\n" * 500
+    )
     assert Corpus(file).format == "line" and len(list(Corpus(file))) == 1000
 
 
@@ -88,7 +111,11 @@ def test_folders_and_globs(tmp_path):
     for name in ("b.txt", "a.txt", "deep/c.txt", "notes.doc", ".hidden.txt"):
         put(tmp_path / name, f"{name}\nhas two lines\n")
     corpus = Corpus(tmp_path)
-    assert corpus.format == "file" and [d.split("\n")[0] for d in corpus] == ["a.txt", "b.txt", "deep/c.txt"]
+    assert corpus.format == "file" and [d.split("\n")[0] for d in corpus] == [
+        "a.txt",
+        "b.txt",
+        "deep/c.txt",
+    ]
     assert len(list(Corpus(str(tmp_path / "*.txt")))) == 2
     assert len(list(Corpus(tmp_path, documents="line"))) == 6
 
@@ -102,13 +129,19 @@ def test_one_line_of_50_megabytes(tmp_path):
     file = put(tmp_path / "a.txt", b"once upon a time " * 3_000_000)
     start = time.process_time()
     marked = put(tmp_path / "b.txt", b"<|endoftext|>" + file.read_bytes())
-    for place, documents in ((file, "auto"), (file, "blank"), (file, "file"), (marked, "<|endoftext|>")):
+    for place, documents in (
+        (file, "auto"),
+        (file, "blank"),
+        (file, "file"),
+        (marked, "<|endoftext|>"),
+    ):
         assert [len(d) for d in Corpus(place, documents=documents)] == [51_000_000]
     assert time.process_time() - start < 20
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     import tracemalloc
+
     file = put(tmp_path / "a.txt", b"A line of the corpus, one of very many.\n" * 500_000)
     tracemalloc.start()
     assert sum(1 for _ in Corpus(file)) == 500_000
@@ -118,24 +151,28 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 # What is wrong with a corpus is said in one line
 
-@pytest.mark.parametrize("name, data, options, says", [
-    ("a.txt", b"", {}, "holds no text"),
-    ("a.txt", b" \n\r\n\t\n", {}, "holds no text"),
-    ("a.txt", b" \n\n\n ", {"documents": "file"}, "holds no text"),
-    ("a.txt", b"fine\nna\xefve\n", {}, "byte 7 is 0xef"),
-    ("a.txt", b"fine\nna\xefve\n", {"documents": "blank"}, "byte 7 is 0xef"),
-    ("a.txt", b"fine<>\nna\xefve\n", {"documents": "<>"}, "byte 9 is 0xef"),
-    ("a.txt", "fine\nOnce".encode("utf-16"), {}, "byte 0 is 0xff"),
-    ("a.txt", "fine\nOnce".encode("utf-16-le"), {}, "byte 1 is NUL"),
-    ("a.txt", b"\x7fELF\0\0\0", {}, "NUL"),
-    ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', {}, "the line at byte 14"),
-    ("a.jsonl", b'{"text": 3}\n', {}, "the line at byte 0"),
-    ("a.jsonl", b'["text"]\n', {}, "is a JSON array"),
-    ("a.jsonl", b'{"text": "half\n', {}, "the line at byte 0"),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', {}, "the line at byte 0"),
-    ("a.txt", b"text", {"errors": "ignore"}, "'strict' or 'replace'"),
-    ("a.txt", b"text", {"documents": ""}, "documents is empty"),
-])
+
+@pytest.mark.parametrize(
+    "name, data, options, says",
+    [
+        ("a.txt", b"", {}, "holds no text"),
+        ("a.txt", b" \n\r\n\t\n", {}, "holds no text"),
+        ("a.txt", b" \n\n\n ", {"documents": "file"}, "holds no text"),
+        ("a.txt", b"fine\nna\xefve\n", {}, "byte 7 is 0xef"),
+        ("a.txt", b"fine\nna\xefve\n", {"documents": "blank"}, "byte 7 is 0xef"),
+        ("a.txt", b"fine<>\nna\xefve\n", {"documents": "<>"}, "byte 9 is 0xef"),
+        ("a.txt", "fine\nOnce".encode("utf-16"), {}, "byte 0 is 0xff"),
+        ("a.txt", "fine\nOnce".encode("utf-16-le"), {}, "byte 1 is NUL"),
+        ("a.txt", b"\x7fELF\0\0\0", {}, "NUL"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', {}, "the line at byte 14"),
+        ("a.jsonl", b'{"text": 3}\n', {}, "the line at byte 0"),
+        ("a.jsonl", b'["text"]\n', {}, "is a JSON array"),
+        ("a.jsonl", b'{"text": "half\n', {}, "the line at byte 0"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', {}, "the line at byte 0"),
+        ("a.txt", b"text", {"errors": "ignore"}, "'strict' or 'replace'"),
+        ("a.txt", b"text", {"documents": ""}, "documents is empty"),
+    ],
+)
 def test_bad_corpora(tmp_path, name, data, options, says):
     with pytest.raises(UserError) as e:
         list(Corpus(put(tmp_path / name, data), **options))
@@ -158,7 +195,9 @@ def test_missing_and_wrong_places(tmp_path):
         Corpus(tmp_path / "empty")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the superuser")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the superuser"
+)
 def test_a_file_that_may_not_be_read(tmp_path):
     file = put(tmp_path / "a.txt", "text")
     file.chmod(0)
@@ -177,6 +216,7 @@ def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
 
 # The split
 
+
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_held_out_is_a_function_of_the_document(document, one, two):
     assert held_out(document, one) == held_out(document, one)
@@ -193,7 +233,10 @@ def test_a_corpus_of_tales(tmp_path):
     train, val = write_tales_corpus(tmp_path / "new" / "raw", n_train=300, n_val=30, seed=1)
     _, other = write_tales_corpus(tmp_path / "other", n_train=20, n_val=40, seed=1)
     trained, kept = list(Corpus(train, documents="line")), list(Corpus(val, documents="line"))
-    assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == ("corpus.txt", "val.txt")
+    assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == (
+        "corpus.txt",
+        "val.txt",
+    )
     assert all(check_tale(tale).valid for tale in trained + kept)
     assert not set(trained) & (set(kept) | set(Corpus(other, documents="line")))
     assert Corpus(train).format == "line"
@@ -203,6 +246,7 @@ def test_a_corpus_of_tales(tmp_path):
 
 
 # Files that are whole or not there
+
 
 def test_atomic_write_makes_folders_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
@@ -237,17 +281,27 @@ def test_atomic_write_lets_other_errors_through(tmp_path):
 
 
 def test_did_you_mean():
-    assert did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?" and did_you_mean("x", ["abc"]) == ""
+    assert (
+        did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?"
+        and did_you_mean("x", ["abc"]) == ""
+    )
 
 
 def test_a_folder_is_locked_until_its_process_ends(tmp_path):
     "A second process is refused while the first holds the folder, also if that is killed in the end; then the folder is free."
-    code = ("from llm_course.files import folder_lock; from pathlib import Path\n"
-            f"with folder_lock(Path({str(tmp_path / 'run')!r})): print(1, flush=True), input()")
+    code = (
+        "from llm_course.files import folder_lock; from pathlib import Path\n"
+        f"with folder_lock(Path({str(tmp_path / 'run')!r})): print(1, flush=True), input()"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline()
-        with pytest.raises(UserError, match="Another run is writing to"), folder_lock(tmp_path / "run"):
+        with (
+            pytest.raises(UserError, match="Another run is writing to"),
+            folder_lock(tmp_path / "run"),
+        ):
             pass
         other.kill()
         other.wait(PATIENCE)

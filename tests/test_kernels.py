@@ -66,11 +66,21 @@ def learned(model: GPT, ids: Tensor, targets: Tensor, autocast: bool = False) ->
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 9), width=st.integers(1, 40), bf16=st.booleans(), autocast=st.booleans(), seed=SEEDS)
-def test_the_fast_norm_is_the_plain_one(rows: int, width: int, bf16: bool, autocast: bool, seed: int):
+@given(
+    rows=st.integers(1, 9),
+    width=st.integers(1, 40),
+    bf16=st.booleans(),
+    autocast=st.booleans(),
+    seed=SEEDS,
+)
+def test_the_fast_norm_is_the_plain_one(
+    rows: int, width: int, bf16: bool, autocast: bool, seed: int
+):
     """Whatever the size and the dtype; before matrix products the dtype is the one that autocast gives to them."""
     torch.manual_seed(seed)
-    x = torch.randn(2, rows, width, dtype=torch.bfloat16 if bf16 else torch.float32, requires_grad=True)
+    x = torch.randn(
+        2, rows, width, dtype=torch.bfloat16 if bf16 else torch.float32, requires_grad=True
+    )
     weight = torch.rand(width, requires_grad=True)
     plain = value_and_gradients(rms_norm, x, weight, 1e-6, autocast=autocast)
     ours = value_and_gradients(fast_rms_norm, x, weight, 1e-6, autocast=autocast)
@@ -82,30 +92,57 @@ def test_the_fast_norm_is_the_plain_one(rows: int, width: int, bf16: bool, autoc
 
 
 @settings(max_examples=25, deadline=None)
-@given(heads=st.integers(1, 3), T=st.integers(1, 20), half=st.integers(1, 8), bf16=st.booleans(), seed=SEEDS)
+@given(
+    heads=st.integers(1, 3),
+    T=st.integers(1, 20),
+    half=st.integers(1, 8),
+    bf16=st.booleans(),
+    seed=SEEDS,
+)
 def test_the_fast_rope_is_the_plain_one(heads: int, T: int, half: int, bf16: bool, seed: int):
     """With a gradient; without one it is the same to the bit."""
     torch.manual_seed(seed)
-    x = torch.randn(2, heads, T, 2 * half, dtype=torch.bfloat16 if bf16 else torch.float32, requires_grad=True)
+    x = torch.randn(
+        2, heads, T, 2 * half, dtype=torch.bfloat16 if bf16 else torch.float32, requires_grad=True
+    )
     table = rope_table(torch.arange(3, 3 + T), 2 * half)
-    assert_close(*(value_and_gradients(f, x, *table) for f in (fast_rope, apply_rope)), 0.02 if bf16 else 1e-5)
+    assert_close(
+        *(value_and_gradients(f, x, *table) for f in (fast_rope, apply_rope)),
+        0.02 if bf16 else 1e-5,
+    )
     assert torch.equal(fast_rope(x.detach(), *table), apply_rope(x.detach(), *table))
 
 
 @settings(max_examples=25, deadline=None)
 @example(T=1000, kv_heads=2, group=3, bf16=True, seed=0)
 @example(T=63, kv_heads=2, group=3, bf16=False, seed=0)
-@given(T=st.integers(64, 700), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=SEEDS)
-def test_chunked_attention_is_the_plain_one(T: int, kv_heads: int, group: int, bf16: bool, seed: int):
+@given(
+    T=st.integers(64, 700),
+    kv_heads=st.integers(1, 2),
+    group=st.integers(1, 3),
+    bf16=st.booleans(),
+    seed=SEEDS,
+)
+def test_chunked_attention_is_the_plain_one(
+    T: int, kv_heads: int, group: int, bf16: bool, seed: int
+):
     """Training on a CPU: outputs and gradients of every length of a chunk, up to rounding; and it is really taken, which its FLOPs show."""
     torch.manual_seed(seed)
-    qkv = [torch.randn(1, heads, T, 8, requires_grad=True) for heads in (kv_heads * group, kv_heads, kv_heads)]
-    ours, plain = value_and_gradients(cpu_attention, *qkv, autocast=bf16), value_and_gradients(causal_attention, *qkv)
+    qkv = [
+        torch.randn(1, heads, T, 8, requires_grad=True)
+        for heads in (kv_heads * group, kv_heads, kv_heads)
+    ]
+    ours, plain = (
+        value_and_gradients(cpu_attention, *qkv, autocast=bf16),
+        value_and_gradients(causal_attention, *qkv),
+    )
     assert ours[0].dtype == (torch.bfloat16 if bf16 else torch.float32)
     assert_close(ours, plain, 0.03 if bf16 else 1e-5)
     with FlopCounterMode(display=False) as counter:
         cpu_attention(*qkv)
-    computed = counter.get_total_flops() / (4 * kv_heads * group * T * T * 8)  # as a share of all pairs of positions
+    computed = counter.get_total_flops() / (
+        4 * kv_heads * group * T * T * 8
+    )  # as a share of all pairs of positions
     assert T <= 128 or 0 < computed < 0.9
 
 
@@ -116,9 +153,15 @@ def test_the_attention_of_a_gpu_is_the_plain_one(autocast: bool):
     q, k, v = (torch.randn(2, heads, 20, 8) for heads in (6, 2, 2))
     for newest in (20, 3, 1):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            ours, plain = (attend(q[:, :, -newest:], k, v) for attend in (gpu_attention, causal_attention))
-        torch.testing.assert_close(ours, plain, rtol=0.02 if autocast else 1e-5, atol=0.02 if autocast else 1e-5)
-        assert torch.equal(fast_attention(q[:, :, -newest:], k, v), causal_attention(q[:, :, -newest:], k, v))
+            ours, plain = (
+                attend(q[:, :, -newest:], k, v) for attend in (gpu_attention, causal_attention)
+            )
+        torch.testing.assert_close(
+            ours, plain, rtol=0.02 if autocast else 1e-5, atol=0.02 if autocast else 1e-5
+        )
+        assert torch.equal(
+            fast_attention(q[:, :, -newest:], k, v), causal_attention(q[:, :, -newest:], k, v)
+        )
 
 
 def test_chunked_attention_sees_no_future():
@@ -129,13 +172,23 @@ def test_chunked_attention_sees_no_future():
     for t in (0, 62, 63, 64, 127, 128, 148):
         later = torch.arange(150)[:, None] > t
         changed = cpu_attention(q, torch.where(later, 9.0, k), torch.where(later, 1e9, v))
-        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1]) and not torch.equal(changed, whole)
+        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1]) and not torch.equal(
+            changed, whole
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.integers(1, 300), vocab=st.integers(1, 3000), left_out=st.floats(0, 1), bf16=st.booleans(), seed=SEEDS,
-       in_one=st.booleans())
-def test_the_fused_loss_is_the_plain_one(rows: int, vocab: int, left_out: float, bf16: bool, seed: int, in_one: bool):
+@given(
+    rows=st.integers(1, 300),
+    vocab=st.integers(1, 3000),
+    left_out=st.floats(0, 1),
+    bf16=st.booleans(),
+    seed=SEEDS,
+    in_one=st.booleans(),
+)
+def test_the_fused_loss_is_the_plain_one(
+    rows: int, vocab: int, left_out: float, bf16: bool, seed: int, in_one: bool
+):
     """The loss and both gradients, whatever the rows and the vocabulary, also where targets are left out, down to the last one.
 
     `in_one`: what a GPU compiles, here as it stands."""
@@ -150,14 +203,26 @@ def test_the_fused_loss_is_the_plain_one(rows: int, vocab: int, left_out: float,
         rounded = cross_entropy(x, head, targets)
     assert ours.dtype == torch.float32
     assert torch.allclose(ours, rounded, rtol=1e-5, atol=1e-6, equal_nan=True)
-    for found, want in zip(*(torch.autograd.grad(0.7 * loss, (x, head)) for loss in (ours, rounded if bf16 else plain))):
-        assert torch.isnan(plain) or (found - want).norm() <= (0.02 if bf16 else 1e-5) * want.norm() + 1e-6
+    for found, want in zip(
+        *(torch.autograd.grad(0.7 * loss, (x, head)) for loss in (ours, rounded if bf16 else plain))
+    ):
+        assert (
+            torch.isnan(plain)
+            or (found - want).norm() <= (0.02 if bf16 else 1e-5) * want.norm() + 1e-6
+        )
 
 
 def test_the_loss_keeps_the_logits_once():
     """What training holds of the logits is their gradient, in their own dtype: no copy in float32."""
-    kept, x, head = [], torch.randn(50, 6, requires_grad=True), torch.randn(400, 6, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+    kept, x, head = (
+        [],
+        torch.randn(50, 6, requires_grad=True),
+        torch.randn(400, 6, requires_grad=True),
+    )
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         linear_cross_entropy(x, head, torch.randint(400, (50,)))
     assert [t.dtype for t in kept if t.numel() == 50 * 400] == [torch.bfloat16]
 
@@ -167,7 +232,9 @@ def test_the_loss_keeps_the_logits_once():
 
 @settings(max_examples=30, deadline=None)
 @given(config=small_configs(), data=st.data(), autocast=st.booleans(), recompute=st.booleans())
-def test_an_accelerated_model_learns_as_the_plain_one(config: ModelConfig, data, autocast: bool, recompute: bool):
+def test_an_accelerated_model_learns_as_the_plain_one(
+    config: ModelConfig, data, autocast: bool, recompute: bool
+):
     """Loss and gradients, any shape, with padding, with autocast and activation checkpointing; names and weights stay."""
     model, ids = built(config).train(), some_ids(config)
     model.checkpoint_activations = recompute
@@ -175,7 +242,10 @@ def test_an_accelerated_model_learns_as_the_plain_one(config: ModelConfig, data,
     targets = ids.roll(-1, 1).where(torch.arange(config.seq_len) < counting, -100)
     plain, weights = learned(model, ids, targets, autocast), copy.deepcopy(model.state_dict())
     assert accelerate(model) is model
-    ours, plain = (torch.cat([x.flatten() for x in found]) for found in (learned(model, ids, targets, autocast), plain))
+    ours, plain = (
+        torch.cat([x.flatten() for x in found])
+        for found in (learned(model, ids, targets, autocast), plain)
+    )
     assert (ours - plain).norm() <= (0.05 if autocast else 1e-4) * plain.norm()
     assert list(model.state_dict()) == list(weights)
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
@@ -191,7 +261,9 @@ def test_accelerated_and_restored_is_the_plain_model(config: ModelConfig, autoca
     accelerate(accelerate(model), device="cuda", trim=False)
     assert restore(model) is model
     assert [(type(module), set(vars(module))) for module in model.modules()] == attributes
-    assert all(torch.equal(a, b) for a, b in zip(learned(model, ids, ids.roll(-1, 1), autocast), plain))
+    assert all(
+        torch.equal(a, b) for a, b in zip(learned(model, ids, ids.roll(-1, 1), autocast), plain)
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -204,7 +276,12 @@ def test_an_accelerated_model_reads_as_the_plain_one(config: ModelConfig):
     @torch.no_grad()
     def read() -> list[Tensor]:
         cache = model.make_cache(2)
-        return [model(ids), model(ids[:, :half], cache=cache), model(ids[:, half:], cache=cache), model(ids, ids)]
+        return [
+            model(ids),
+            model(ids[:, :half], cache=cache),
+            model(ids[:, half:], cache=cache),
+            model(ids, ids),
+        ]
 
     plain = read()
     accelerate(model)
@@ -247,7 +324,9 @@ def test_a_token_outside_of_the_vocabulary_is_found_in_the_padding_too():
 def bytes_kept(module: torch.nn.Module, call, *args) -> tuple[int, Tensor]:
     """What `call(*args)` keeps for the backward pass, beside the parameters of a module; and what it gives."""
     kept, own = {}, {p.data_ptr() for p in module.parameters()}
-    note = lambda t: t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
+    note = lambda t: (
+        t.data_ptr() in own or kept.setdefault(t.data_ptr(), t.untyped_storage().nbytes())
+    )
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (note(t), t)[1], lambda t: t):
         out = call(*args)
     return sum(kept.values()), out
@@ -263,13 +342,22 @@ def test_compiled_chunked_attention_is_the_same(T: int):
     torch.manual_seed(0)
     torch._dynamo.reset()
     module = accelerated_attention(ModelConfig(1, 7, 6, 2, 8, 9, T, head_dim=8))
-    x, back, table = torch.randn(2, T, 7, requires_grad=True), torch.randn(2, T, 7), rope_table(torch.arange(T), 8)
+    x, back, table = (
+        torch.randn(2, T, 7, requires_grad=True),
+        torch.randn(2, T, 7),
+        rope_table(torch.arange(T), 8),
+    )
 
     def grads(call) -> list[Tensor]:
         out = call(x, *table)
         return [out, *torch.autograd.grad(out, [x, *module.parameters()], back)]
 
-    torch.testing.assert_close(grads(torch.compile(module, backend="aot_eager", fullgraph=True)), grads(module), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        grads(torch.compile(module, backend="aot_eager", fullgraph=True)),
+        grads(module),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -287,21 +375,33 @@ def test_one_program_for_all_blocks(monkeypatch, recompute: bool, older: bool):
     plain, names = learned(model, x, y), list(model.state_dict())
     accelerate(model, compile=True)
     torch.testing.assert_close(learned(model, x, y), plain, rtol=1e-4, atol=1e-6)
-    assert counts["stats"]["unique_graphs"] == 1 and list(model.state_dict()) == names and is_compiled(model)
+    assert (
+        counts["stats"]["unique_graphs"] == 1
+        and list(model.state_dict()) == names
+        and is_compiled(model)
+    )
     with torch.no_grad():
         model(x, y)
     model.eval()
     model(x, cache=model.make_cache(3))
     assert counts["stats"]["unique_graphs"] == 1
     restore(model).train()
-    assert not is_compiled(model) and all(torch.equal(a, b) for a, b in zip(learned(model, x, y), plain))
+    assert not is_compiled(model) and all(
+        torch.equal(a, b) for a, b in zip(learned(model, x, y), plain)
+    )
 
 
-@pytest.mark.skipif(not hasattr(torch.autograd.graph, "region_activation_memory_budget"), reason="this torch does not have it; 2.13 does")
+@pytest.mark.skipif(
+    not hasattr(torch.autograd.graph, "region_activation_memory_budget"),
+    reason="this torch does not have it; 2.13 does",
+)
 def test_a_compiled_block_keeps_its_products_and_little_else():
     """For the backward pass: at most seven tenths of what the compiler would keep by itself. The products stay, and so the FLOPs."""
     torch._dynamo.reset()
-    block, x = accelerate(GPT(ModelConfig(1, 64, 4, 4, 176, 97, 64))).model.layers[0], torch.randn(2, 64, 64)
+    block, x = (
+        accelerate(GPT(ModelConfig(1, 64, 4, 4, 176, 97, 64))).model.layers[0],
+        torch.randn(2, 64, 64),
+    )
     tables = rope_table(torch.arange(64), 16)
 
     def cost(function) -> tuple[int, int]:
@@ -332,5 +432,9 @@ def test_what_many_positions_keep_grows_as_they_do(monkeypatch, compiled: bool):
 
 def test_the_plain_loss_is_pytorchs():
     """The judge of the others."""
-    x, head, targets = torch.randn(9, 4), torch.randn(7, 4), torch.tensor([0, 6, -100, 3, 1, 2, 2, -100, 5])
+    x, head, targets = (
+        torch.randn(9, 4),
+        torch.randn(7, 4),
+        torch.tensor([0, 6, -100, 3, 1, 2, 2, -100, 5]),
+    )
     assert torch.equal(cross_entropy(x, head, targets), F.cross_entropy(x @ head.T, targets))

@@ -20,7 +20,9 @@ from llm_course.tokenizer import train_tokenizer
 STATUS = "/proc/{}/status"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not Path(STATUS.format("self")).exists(), reason="/proc tells how much memory is taken"),
+    pytest.mark.skipif(
+        not Path(STATUS.format("self")).exists(), reason="/proc tells how much memory is taken"
+    ),
 ]
 FLAT = 50  # MB
 
@@ -42,13 +44,21 @@ def tokenizer():
 def test_ten_thousand_batches(tokenizer, tmp_path: Path) -> None:
     "Batches from a shard of 400 MB: nothing is kept. (Pages of the mapped file are not counted: the system takes them back.)"
     ids = np.random.default_rng(0).integers(2, tokenizer.vocab_size, 2_000_000).astype("<u2")
-    write_shards((Tokenized("", ids) for _ in range(100)), tokenizer, tmp_path / "s", val_documents=[], seq_len=512)
+    write_shards(
+        (Tokenized("", ids) for _ in range(100)),
+        tokenizer,
+        tmp_path / "s",
+        val_documents=[],
+        seq_len=512,
+    )
     shards, seen = TokenDataset(tmp_path / "s"), []
     for step in range(10_500):
         get_batch(shards, step, 16, seed=0)
         if step % 500 == 499:
             seen.append(memory("RssAnon"))
-    print(f"\n10,000 batches: {seen[-1] - seen[0]:+.1f} MB after 500 (at most {max(seen) - seen[0]:+.1f}, of {seen[0]:.0f})")
+    print(
+        f"\n10,000 batches: {seen[-1] - seen[0]:+.1f} MB after 500 (at most {max(seen) - seen[0]:+.1f}, of {seen[0]:.0f})"
+    )
     assert max(seen[1:]) - seen[0] < FLAT
 
 
@@ -84,7 +94,9 @@ def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
         sampler=lambda model, tokenizer: str(seen.append(memory("VmRSS"))),
     )
     warm = seen[1]
-    print(f"\n10,000 steps: {seen[-1] - warm:+.1f} MB after the first 1,000 (at most {max(seen[1:]) - warm:+.1f}, of {warm:.0f})")
+    print(
+        f"\n10,000 steps: {seen[-1] - warm:+.1f} MB after the first 1,000 (at most {max(seen[1:]) - warm:+.1f}, of {warm:.0f})"
+    )
     assert len(seen) == 22 and max(seen[1:]) - warm < FLAT
 
 
@@ -94,7 +106,9 @@ def write_corpus(path: Path, megabytes: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         while size < megabytes * 1e6:
-            size += file.write("".join(f"{number + i} {tale}\n" for i, tale in enumerate(block)).encode())
+            size += file.write(
+                "".join(f"{number + i} {tale}\n" for i, tale in enumerate(block)).encode()
+            )
             number += len(block)
     return path
 
@@ -148,7 +162,9 @@ def test_a_corpus_of_a_gigabyte(stage: str, args: list, tmp_path: Path) -> None:
         warm = max(seen[: max(1, len(seen) // 10)])
         growth = max(seen) - warm
         seconds = time.monotonic() - begun
-        print(f"\n{stage}, {megabytes} MB: peak {peaks[megabytes]:.0f} MB, {growth:+.1f} MB after a tenth, {seconds:.0f} s")
+        print(
+            f"\n{stage}, {megabytes} MB: peak {peaks[megabytes]:.0f} MB, {growth:+.1f} MB after a tenth, {seconds:.0f} s"
+        )
         corpus.unlink()
     assert peaks[1000] - peaks[100] < FLAT, peaks
     if stage == "prepare":

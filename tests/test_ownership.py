@@ -1,4 +1,5 @@
 "What the program did not write, it does not replace: the record beside a file says whose it is."
+
 import json
 import multiprocessing
 import os
@@ -44,10 +45,22 @@ CHANGES = {
     "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), False),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nowhere")), False),
     "no record": (lambda path: (path.parent / RECORD).unlink(), False),
-    "a record of another name": (lambda path: by_hand(path.parent / RECORD, b'{"other.txt": {"size": 4}}'), False),
-    "an entry that says nothing": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {}}'), False),
-    "an entry that is no object": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": [4]}'), False),
-    "a record that is no object": (lambda path: by_hand(path.parent / RECORD, b"[" * 100_000), False),
+    "a record of another name": (
+        lambda path: by_hand(path.parent / RECORD, b'{"other.txt": {"size": 4}}'),
+        False,
+    ),
+    "an entry that says nothing": (
+        lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {}}'),
+        False,
+    ),
+    "an entry that is no object": (
+        lambda path: by_hand(path.parent / RECORD, b'{"a.txt": [4]}'),
+        False,
+    ),
+    "a record that is no object": (
+        lambda path: by_hand(path.parent / RECORD, b"[" * 100_000),
+        False,
+    ),
     "a record cut short": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {"si'), False),
 }
 
@@ -63,7 +76,9 @@ def test_a_file_is_ours_as_long_as_it_is_as_we_wrote_it(tmp_path, change):
     if ours or not os.path.lexists(path):
         check_ours(path)
         return
-    with pytest.raises(UserError, match=r"a\.txt (is not from|has been changed since) this program.*--force"):
+    with pytest.raises(
+        UserError, match=r"a\.txt (is not from|has been changed since) this program.*--force"
+    ):
         check_ours(path)
     check_ours(path, force=True)
 
@@ -102,7 +117,11 @@ def test_a_crash_at_any_moment_leaves_a_file_that_is_known(tmp_path, monkeypatch
     except KeyboardInterrupt:
         pass
     monkeypatch.undo()
-    assert finished == (moment >= 3) and is_ours(path) and path.read_text() == ("old" if moment < 2 else "the new text")
+    assert (
+        finished == (moment >= 3)
+        and is_ours(path)
+        and path.read_text() == ("old" if moment < 2 else "the new text")
+    )
     assert own_entry(written(path, "newer")).get("before") is None
 
 
@@ -139,7 +158,10 @@ def write_five_times(path: Path) -> None:
 def test_programs_that_write_to_one_folder_take_turns(tmp_path):
     "Eight processes record eight files at once, and the record has them all."
     paths = [tmp_path / f"{i}.txt" for i in range(8)]
-    running = [multiprocessing.get_context("fork").Process(target=write_five_times, args=(path,)) for path in paths]
+    running = [
+        multiprocessing.get_context("fork").Process(target=write_five_times, args=(path,))
+        for path in paths
+    ]
     for process in running:
         process.start()
     for process in running:
@@ -181,10 +203,22 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
 COMMANDS = {  # what is there before, and the command that would replace it
     "corpus": ("data/raw/corpus.txt", ["corpus", "--stories", 5]),
     "corpus, validation": ("data/raw/val.txt", ["corpus", "--stories", 5]),
-    "tokenizer": ("artifacts/tokenizer/llm_spm.model", ["tokenizer", "--input", "in.txt", "--vocab_size", 400]),
-    "demo": ("r/corpus.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
-    "demo, validation": ("r/val.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
-    "demo, tokenizer": ("r/llm_spm.model", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
+    "tokenizer": (
+        "artifacts/tokenizer/llm_spm.model",
+        ["tokenizer", "--input", "in.txt", "--vocab_size", 400],
+    ),
+    "demo": (
+        "r/corpus.txt",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
+    "demo, validation": (
+        "r/val.txt",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
+    "demo, tokenizer": (
+        "r/llm_spm.model",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
 }
 
 
@@ -196,12 +230,25 @@ def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
     mine = by_hand(path, f"{sample_tales(5, 1)[0]}\n".encode()).read_bytes()
     (tmp_path / "in.txt").write_text("\n".join(sample_tales(0, 20)))
     done = course(*words, cwd=tmp_path)
-    assert done.code == 2 and len(done.lines) == 1 and path.name in done.lines[0] and "--force" in done.lines[0], done.err
+    assert (
+        done.code == 2
+        and len(done.lines) == 1
+        and path.name in done.lines[0]
+        and "--force" in done.lines[0]
+    ), done.err
     assert path.read_bytes() == mine and not (path.parent / "checkpoints").exists()
     if words[0] == "demo":  # and not its 200 stories
         from llm_course.config import load_config
         from llm_course.demo import train_on_tales
-        train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, log=lambda line: None)
+
+        train_on_tales(
+            load_config("tiny", {"max_steps": "1"}),
+            tmp_path / "r",
+            n_train=10,
+            n_val=2,
+            force=True,
+            log=lambda line: None,
+        )
     else:
         fine(course(*words, "--force", cwd=tmp_path))
     assert is_ours(path)

@@ -57,7 +57,10 @@ def stream_of(documents) -> list[int]:
 
 def among(document: str, others: list[str]) -> bool:
     """Whether a document is one of the others, whatever its line endings."""
-    return any(document.replace("\r\n", "\n").strip("\r\n") == other.replace("\r\n", "\n").strip("\r\n") for other in others)
+    return any(
+        document.replace("\r\n", "\n").strip("\r\n") == other.replace("\r\n", "\n").strip("\r\n")
+        for other in others
+    )
 
 
 def put(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2") -> Path:
@@ -70,7 +73,14 @@ def put(folder: Path, name: str, documents: list[list[int]], dtype: str = "<u2")
 
 @pytest.fixture
 def folder(tmp_path):
-    write_shards(TALES, TOKENIZER, tmp_path / "shards", val_documents=sample_tales(1, 10), seq_len=32, shard_tokens=3000)
+    write_shards(
+        TALES,
+        TOKENIZER,
+        tmp_path / "shards",
+        val_documents=sample_tales(1, 10),
+        seq_len=32,
+        shard_tokens=3000,
+    )
     return tmp_path / "shards"
 
 
@@ -83,20 +93,37 @@ def folder(tmp_path):
 )
 def test_every_token_once(tmp_path_factory, train, val, shard_tokens, seq_len):
     """Any documents, empty ones and all scripts, any shard size: the stream is the documents, each once and in order."""
-    out, kept = tmp_path_factory.mktemp("any"), [document for document in train if not among(document, val)]
+    out, kept = (
+        tmp_path_factory.mktemp("any"),
+        [document for document in train if not among(document, val)],
+    )
     if len(stream_of(kept)) <= seq_len:
         with pytest.raises(UserError, match=f"needs {seq_len + 1}"):
-            write_shards(train, TOKENIZER, out, val_documents=val, seq_len=seq_len, shard_tokens=shard_tokens)
+            write_shards(
+                train, TOKENIZER, out, val_documents=val, seq_len=seq_len, shard_tokens=shard_tokens
+            )
         return
-    manifest = write_shards(iter(train), TOKENIZER, out, val_documents=iter(val), seq_len=seq_len, shard_tokens=shard_tokens)
+    manifest = write_shards(
+        iter(train),
+        TOKENIZER,
+        out,
+        val_documents=iter(val),
+        seq_len=seq_len,
+        shard_tokens=shard_tokens,
+    )
     assert manifest == Manifest.load(out) and manifest.excluded == len(train) - len(kept)
     for split, documents in (("train", kept), ("val", val)):
         stream, shards = stream_of(documents), TokenDataset(out, split)
         shards.verify()
-        assert shards.tokens == manifest.tokens(split) == len(stream) and shards.documents == len(documents)
+        assert shards.tokens == manifest.tokens(split) == len(stream) and shards.documents == len(
+            documents
+        )
         assert len(shards) == max(len(stream) - 1, 0) // seq_len
         for i in range(len(shards)):
-            assert shards[i].tolist() == stream[i * seq_len : (i + 1) * seq_len + 1] and shards[i].dtype == np.int64
+            assert (
+                shards[i].tolist() == stream[i * seq_len : (i + 1) * seq_len + 1]
+                and shards[i].dtype == np.int64
+            )
         assert [TOKENIZER.decode(shards.document(j)) for j in range(len(documents))] == documents
         assert sum(s.bytes for s in shards.shards) == sum(len(d.encode()) for d in documents)
         assert all(s.tokens <= shard_tokens or s.documents == 1 for s in shards.shards)
@@ -115,16 +142,22 @@ def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
     if len(stream) <= seq_len:
         return
     out = tmp_path_factory.mktemp("aligned") / "s"
-    write_shards(documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens)
+    write_shards(
+        documents, TOKENIZER, out, val_documents=[], seq_len=seq_len, shard_tokens=shard_tokens
+    )
     shards = TokenDataset(out, document_aligned=True)
-    ends = np.cumsum([len(stream_of([document])) for document in documents]) - 1  # where each `</s>` stands
+    ends = (
+        np.cumsum([len(stream_of([document])) for document in documents]) - 1
+    )  # where each `</s>` stands
     at = 0
     for i in range(len(shards)):
         length = int(shards.lengths([i])[0])
         assert shards[i].tolist() == stream[at : at + length + 1] and 1 <= length <= seq_len
         fitting = [end for end in ends if at < end <= at + seq_len]
         assert at + length == (fitting[-1] if fitting else at + seq_len)
-        assert set(shards.documents_in(i)) == set(np.searchsorted(ends, np.arange(at, at + length + 1)).tolist())
+        assert set(shards.documents_in(i)) == set(
+            np.searchsorted(ends, np.arange(at, at + length + 1)).tolist()
+        )
         at += length
     assert at == len(stream) - 1 and shards.mean_length == at / len(shards)
 
@@ -132,7 +165,14 @@ def test_aligned_sequences(tmp_path_factory, lengths, shard_tokens, seq_len):
 def test_number_of_shards_does_not_matter(tmp_path):
     """Training sequences and validation are the same in one shard and in a shard for each document."""
     for name, size in (("one", 10**9), ("some", 1000), ("each", 1)):
-        write_shards(TALES[:20], TOKENIZER, tmp_path / name, val_documents=sample_tales(1, 5), seq_len=64, shard_tokens=size)
+        write_shards(
+            TALES[:20],
+            TOKENIZER,
+            tmp_path / name,
+            val_documents=sample_tales(1, 5),
+            seq_len=64,
+            shard_tokens=size,
+        )
     for split in ("train", "val"):
         one, some, each = (TokenDataset(tmp_path / name, split) for name in ("one", "some", "each"))
         assert len(one.shards) == 1 < len(some.shards) < len(each.shards) == each.documents
@@ -140,18 +180,26 @@ def test_number_of_shards_does_not_matter(tmp_path):
             assert (one[i] == some[i]).all() and (one[i] == each[i]).all()
 
 
-@pytest.mark.parametrize("vocab_size, dtype, code", [(600, "<u2", 8), (65_536, "<u2", 8), (65_537, "<u4", 4)])
+@pytest.mark.parametrize(
+    "vocab_size, dtype, code", [(600, "<u2", 8), (65_536, "<u2", 8), (65_537, "<u4", 4)]
+)
 def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
     """The index follows Megatron-core's IndexedDataset field by field, for two and four bytes a token; datatrove's has ends."""
 
     class Large:  # a tokenizer of any size, whose document is one token, the largest
         model, sha256, eos_id = b"", hashlib.sha256(b"").hexdigest(), 1
-        encode_array = staticmethod(lambda text: np.array([int(text), vocab_size - 1], id_dtype(vocab_size)))
+        encode_array = staticmethod(
+            lambda text: np.array([int(text), vocab_size - 1], id_dtype(vocab_size))
+        )
         save = staticmethod(lambda path: path.write_bytes(b""))
 
     Large.vocab_size = vocab_size
-    plain = lambda routed, tokenizer: ((split, Tokenized(text, tokenizer.encode_array(text))) for split, text in routed)
-    write_shards(["5", "6", "7"], Large, tmp_path / "s", val_documents=[], seq_len=2, tokenize=plain)
+    plain = lambda routed, tokenizer: (
+        (split, Tokenized(text, tokenizer.encode_array(text))) for split, text in routed
+    )
+    write_shards(
+        ["5", "6", "7"], Large, tmp_path / "s", val_documents=[], seq_len=2, tokenize=plain
+    )
     raw = (tmp_path / "s" / "train-00000.idx").read_bytes()
     assert raw[:9] == b"MMIDIDX\x00\x00" and struct.unpack("<QBQQ", raw[9:34]) == (1, code, 3, 4)
     size = np.dtype(dtype).itemsize
@@ -160,7 +208,14 @@ def test_others_read_the_same_bytes(tmp_path, vocab_size, dtype, code):
     assert np.frombuffer(raw, "<i8", 4, 70).tolist() == [0, 1, 2, 3] and len(raw) == 102
     assert np.fromfile(tmp_path / "s" / "train-00000.bin.index", "<u8").tolist() == [2, 4, 6]
     last = vocab_size - 1
-    assert np.fromfile(tmp_path / "s" / "train-00000.bin", dtype).tolist() == [5, last, 6, last, 7, last]
+    assert np.fromfile(tmp_path / "s" / "train-00000.bin", dtype).tolist() == [
+        5,
+        last,
+        6,
+        last,
+        7,
+        last,
+    ]
     assert TokenDataset(tmp_path / "s").document(2).tolist() == [7, last]
 
 
@@ -169,7 +224,9 @@ def test_validation_is_held_out_by_itself(tmp_path):
     documents = list(itertools.islice(tales(0), 400))
     write_shards(documents, TOKENIZER, tmp_path / "s", seq_len=32)
     val, train = TokenDataset(tmp_path / "s", "val"), TokenDataset(tmp_path / "s")
-    assert [TOKENIZER.decode(val.document(j)) for j in range(val.documents)] == [d for d in documents if held_out(d)]
+    assert [TOKENIZER.decode(val.document(j)) for j in range(val.documents)] == [
+        d for d in documents if held_out(d)
+    ]
     assert train.documents + val.documents == len(documents) and val.documents > 0
 
 
@@ -178,7 +235,9 @@ def test_same_bytes_again(folder, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, shard_tokens=100)
     assert len(list(folder.glob("train-*.bin"))) > 20
-    write_shards(TALES, TOKENIZER, folder, val_documents=sample_tales(1, 10), seq_len=32, shard_tokens=3000)
+    write_shards(
+        TALES, TOKENIZER, folder, val_documents=sample_tales(1, 10), seq_len=32, shard_tokens=3000
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert os.listdir(tmp_path) == ["shards"]
 
@@ -213,7 +272,13 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 
     def peak(n):
         tracemalloc.start()
-        write_shards((TALES[i % 60] for i in range(n)), TOKENIZER, tmp_path / "s", val_documents=[], seq_len=32)
+        write_shards(
+            (TALES[i % 60] for i in range(n)),
+            TOKENIZER,
+            tmp_path / "s",
+            val_documents=[],
+            seq_len=32,
+        )
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top
@@ -225,12 +290,19 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 def test_progress_counts_bytes(tmp_path):
     """The progress of a run adds up to the UTF-8 bytes of all that was read, documents left out included."""
     done = []
-    write_shards(TALES, TOKENIZER, tmp_path / "s", val_documents=TALES[:2], seq_len=32, progress=done.append)
+    write_shards(
+        TALES, TOKENIZER, tmp_path / "s", val_documents=TALES[:2], seq_len=32, progress=done.append
+    )
     assert sum(done) == sum(len(d.encode()) for d in TALES + TALES[:2])
 
 
 @settings(max_examples=100, deadline=None)
-@given(n=st.integers(1, 300), batch_size=st.integers(1, 40), seed=st.integers(0, 2**63), epochs=st.integers(1, 3))
+@given(
+    n=st.integers(1, 300),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 2**63),
+    epochs=st.integers(1, 3),
+)
 def test_every_sequence_once_an_epoch(n, batch_size, seed, epochs):
     """For any number, batch size and seed, the batches in a row visit every sequence once before any comes again."""
     steps = -(-n * epochs // batch_size)
@@ -242,7 +314,16 @@ def test_every_sequence_once_an_epoch(n, batch_size, seed, epochs):
 
 def test_order_is_a_fixed_function():
     """The order is the same on every machine and in every version: these numbers must never change."""
-    assert batch_indices(1000, 8, seed=0, step=3).tolist() == [720, 597, 165, 753, 101, 66, 223, 301]
+    assert batch_indices(1000, 8, seed=0, step=3).tolist() == [
+        720,
+        597,
+        165,
+        753,
+        101,
+        66,
+        223,
+        301,
+    ]
     assert batch_indices(10**9, 4, seed=1, step=10**6).shape == (4,)
     assert batch_indices(1000, 8, 0, 3).tolist() != batch_indices(1000, 8, 1, 3).tolist()
 
@@ -258,19 +339,28 @@ def test_order_is_well_shuffled():
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(0, 60), min_size=10, max_size=30), batch_size=st.integers(1, 6), seed=st.integers(0, 2**63),
-       seq_len=st.integers(1, 80))
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=10, max_size=30),
+    batch_size=st.integers(1, 6),
+    seed=st.integers(0, 2**63),
+    seq_len=st.integers(1, 80),
+)
 def test_aligned_batches(tmp_path_factory, lengths, batch_size, seed, seq_len):
     """A batch has the sequences that batch_indices names, the shortest first; what fills them up is ignored."""
     out = tmp_path_factory.mktemp("aligned") / "s"
-    write_shards(["x" * length for length in lengths], TOKENIZER, out, val_documents=[], seq_len=seq_len)
+    write_shards(
+        ["x" * length for length in lengths], TOKENIZER, out, val_documents=[], seq_len=seq_len
+    )
     shards = TokenDataset(out, document_aligned=True)
     if shards.tokens <= seq_len:
         return
     for step in range(4):
         x, y = get_batch(shards, step, batch_size, seed)
         assert x.shape == y.shape == (batch_size, seq_len)
-        sequences = sorted((shards[int(i)].tolist() for i in batch_indices(len(shards), batch_size, seed, step)), key=len)
+        sequences = sorted(
+            (shards[int(i)].tolist() for i in batch_indices(len(shards), batch_size, seed, step)),
+            key=len,
+        )
         for sequence, inputs, targets in zip(sequences, x, y):
             assert inputs.tolist() == (sequence + [0] * seq_len)[:seq_len]
             assert targets.tolist() == sequence[1:] + [IGNORE_INDEX] * (seq_len + 1 - len(sequence))
@@ -283,7 +373,9 @@ def test_ranks_make_the_batch(folder, world_size):
     for step in (0, 7, 1000):
         x, y = get_batch(shards, step, 6, seed=3)
         parts = [get_batch(shards, step, 6, 3, rank, world_size) for rank in range(world_size)]
-        assert (np.concatenate([p[0] for p in parts]) == x).all() and (np.concatenate([p[1] for p in parts]) == y).all()
+        assert (np.concatenate([p[0] for p in parts]) == x).all() and (
+            np.concatenate([p[1] for p in parts]) == y
+        ).all()
         assert x.shape == y.shape == (6, 32) and (x[:, 1:] == y[:, :-1]).all()
 
 
@@ -340,7 +432,13 @@ def test_damage(folder):
             TokenDataset(folder, "val").document(0)
     (folder / "val-00000.idx").write_bytes(index)
     ends = read_ends(folder / "val-00000.bin.index")
-    for wrong in (ends[:-1], ends[1:], np.sort([*ends[1:], 5]), [*ends, ends[-1]], [*ends[:-1], ends[-1] + 1]):
+    for wrong in (
+        ends[:-1],
+        ends[1:],
+        np.sort([*ends[1:], 5]),
+        [*ends, ends[-1]],
+        [*ends[:-1], ends[-1] + 1],
+    ):
         np.asarray(wrong, "<u8").tofile(folder / "val-00000.bin.index")
         with pytest.raises(UserError, match="val-00000.bin.index is damaged"):
             TokenDataset(folder, "val").verify()
@@ -349,12 +447,17 @@ def test_damage(folder):
         TokenDataset(folder, "val").verify()
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "train-00000.bin", "train-00000.idx", "train-00000.bin.index"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "train-00000.bin", "train-00000.idx", "train-00000.bin.index"]
+)
 def test_one_bit_is_found(name, folder):
     """Of whatever file: in the first byte, in the last, and somewhere between; and so is a byte too few or too many."""
     path = folder / name
     whole = path.read_bytes()
-    flips = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in {0, 8, len(whole) // 2, len(whole) - 2}]
+    flips = [
+        whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :]
+        for i in {0, 8, len(whole) // 2, len(whole) - 2}
+    ]
     for damaged in (*flips, whole[:-3], whole + b"\0"):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=re.escape(name)):
@@ -364,6 +467,7 @@ def test_one_bit_is_found(name, folder):
 @pytest.mark.skipif(os.name == "nt", reason="Windows locks no folders")
 def test_two_runs_do_not_mix(folder):
     """The second to come is told so, and what the first writes is whole."""
+
     def first():
         yield from TALES[:50]
         with pytest.raises(UserError, match="Another run is writing to .*shards.new"):
@@ -426,8 +530,12 @@ def test_validation_that_is_the_training_text(tmp_path):
 def test_validation_ends_its_lines_otherwise(tmp_path):
     """A training document whose copy in validation has lost its last line ending, or has other ones, is left out as well."""
     train = [*TALES, "one\r\ntwo\r\n", "three\n", "four"]
-    manifest = write_shards(train, TOKENIZER, tmp_path / "s", val_documents=["one\ntwo", "three", "\nfour"], seq_len=32)
-    assert manifest.excluded == 3 and sum(shard.documents for shard in manifest.splits["train"]) == len(TALES)
+    manifest = write_shards(
+        train, TOKENIZER, tmp_path / "s", val_documents=["one\ntwo", "three", "\nfour"], seq_len=32
+    )
+    assert manifest.excluded == 3 and sum(
+        shard.documents for shard in manifest.splits["train"]
+    ) == len(TALES)
 
 
 # Token files, as datatrove writes them; tests/test_other_readers.py has datatrove itself
@@ -440,13 +548,14 @@ def as_raw(text: str) -> list[int]:
     """The tokens of a document as the `tokenizers` library makes them: it looks for the names of special pieces first."""
     special = {"</s>": [TOKENIZER.eos_id], "<unk>": [TOKENIZER.unk_id]}
     parts = re.split("(</s>|<unk>)", text)
-    return [i for part in parts for i in special.get(part) or TOKENIZER.encode(part)] + [TOKENIZER.eos_id]
+    return [i for part in parts for i in special.get(part) or TOKENIZER.encode(part)] + [
+        TOKENIZER.eos_id
+    ]
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    files=st.lists(st.lists(TEXTS, max_size=8), min_size=1, max_size=4),
-    block=st.integers(1, 40),
+    files=st.lists(st.lists(TEXTS, max_size=8), min_size=1, max_size=4), block=st.integers(1, 40)
 )
 def test_token_files(tmp_path_factory, files, block):
     """Any documents in any number of files, read in blocks of any size: texts and tokens as if we had read and tokenized them."""
@@ -460,21 +569,36 @@ def test_token_files(tmp_path_factory, files, block):
     corpus = TokenFiles(folder, TOKENIZER)
     found = list(corpus.tokenized(block))
     right = [normalized(text) for text in texts if text.strip()]
-    assert [(d.text, d.ids.tolist()) for d in found] == [(text, TOKENIZER.encode_document(text)) for text in right]
-    assert corpus.mended == sum("</s>" in text or "<unk>" in text for text in texts) and corpus.documents == len(texts)
+    assert [(d.text, d.ids.tolist()) for d in found] == [
+        (text, TOKENIZER.encode_document(text)) for text in right
+    ]
+    assert corpus.mended == sum(
+        "</s>" in text or "<unk>" in text for text in texts
+    ) and corpus.documents == len(texts)
 
 
-BREAKS = train_tokenizer(["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40, 300, log=lambda line: None)
+BREAKS = train_tokenizer(
+    ["the end.\n\nthe end\r\nthe\n\n\nend.\n", "end.\r\n\r\nthe\rthe\r\r"] * 40,
+    300,
+    log=lambda line: None,
+)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.sampled_from(["\n", "\r\n", "\r", "\n\n", ".", " ", "the", " end", ".\n", "x"]), max_size=14).map("".join))
+@given(
+    st.lists(
+        st.sampled_from(["\n", "\r\n", "\r", "\n\n", ".", " ", "the", " end", ".\n", "x"]),
+        max_size=14,
+    ).map("".join)
+)
 def test_line_breaks_around_a_document_of_tokens(tmp_path_factory, text):
     """They go, as from a text, and the tokens that stay are those that we make of what is left; a blank document goes altogether."""
     folder, normal = tmp_path_factory.mktemp("breaks"), normalized(text)
     put(folder, "a", [BREAKS.encode_document("the end"), BREAKS.encode_document(text)])
     found = list(TokenFiles(folder, BREAKS).tokenized())[1:]
-    assert [(d.text, d.ids.tolist()) for d in found] == [(normal, BREAKS.encode_document(normal))] * bool(text.strip())
+    assert [(d.text, d.ids.tolist()) for d in found] == [
+        (normal, BREAKS.encode_document(normal))
+    ] * bool(text.strip())
 
 
 def test_token_files_for_validation_are_not_trained_on(tmp_path):
@@ -492,9 +616,19 @@ def test_where_token_files_are(tmp_path):
     for other in ("a.ds.loss", "a.ds.metadata", "notes.txt"):
         (tmp_path / "tokens" / other).write_text("")
     (tmp_path / "tokens" / "d.ds").mkdir()
-    assert token_files(tmp_path / "tokens") == token_files(f"{tmp_path}/tokens/*") == token_files(f"{tmp_path}/**/*.ds") == files
+    assert (
+        token_files(tmp_path / "tokens")
+        == token_files(f"{tmp_path}/tokens/*")
+        == token_files(f"{tmp_path}/**/*.ds")
+        == files
+    )
     assert token_files(files[1]) == files[1:2]
-    for nothing in (tmp_path, tmp_path / "tokens" / "notes.txt", tmp_path / "missing.ds", "corpus.txt"):
+    for nothing in (
+        tmp_path,
+        tmp_path / "tokens" / "notes.txt",
+        tmp_path / "missing.ds",
+        "corpus.txt",
+    ):
         assert token_files(nothing) == []
         with pytest.raises(UserError, match="names no .ds files"):
             TokenFiles(nothing, TOKENIZER)
@@ -514,7 +648,11 @@ def test_token_files_that_are_not_ours(tmp_path, documents, sentence):
     path = put(tmp_path, "x", documents)
     with pytest.raises(UserError, match=sentence) as error:
         write_shards(TokenFiles(path, TOKENIZER).tokenized(), TOKENIZER, tmp_path / "s", seq_len=1)
-    assert str(path) in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "s").exists()
+    assert (
+        str(path) in str(error.value)
+        and "\n" not in str(error.value)
+        and not (tmp_path / "s").exists()
+    )
 
 
 def test_token_files_that_do_not_fit(tmp_path):
@@ -530,8 +668,10 @@ def test_token_files_that_do_not_fit(tmp_path):
         with pytest.raises(UserError, match="its index counts"):
             TokenFiles(path, TOKENIZER)
     path.write_bytes(whole)
-    for sentence, others in (("is not an index", (index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8)),
-                             ("its index counts", (index[:-8], b""))):
+    for sentence, others in (
+        ("is not an index", (index[:-1], index[8:16] + index, index[:-8] + b"\xff" * 8)),
+        ("its index counts", (index[:-8], b"")),
+    ):
         for other in others:
             Path(f"{path}.index").write_bytes(other)
             with pytest.raises(UserError, match=sentence):
@@ -542,10 +682,16 @@ def test_token_files_that_do_not_fit(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), which=st.sampled_from(["", ".index"]), block=st.sampled_from([1, 100, 2**16]))
+@given(
+    data=st.data(), which=st.sampled_from(["", ".index"]), block=st.sampled_from([1, 100, 2**16])
+)
 def test_damaged_token_files(tmp_path_factory, data, which, block):
     """Whatever bytes are changed, added or lost: a sentence, or documents that are text and end where they should."""
-    path = put(tmp_path_factory.mktemp("tokens"), "x", [TOKENIZER.encode_document(tale) for tale in TALES[:4]])
+    path = put(
+        tmp_path_factory.mktemp("tokens"),
+        "x",
+        [TOKENIZER.encode_document(tale) for tale in TALES[:4]],
+    )
     damaged = Path(f"{path}{which}")
     content = bytearray(damaged.read_bytes())
     start = data.draw(st.integers(0, len(content)))
@@ -553,7 +699,10 @@ def test_damaged_token_files(tmp_path_factory, data, which, block):
     damaged.write_bytes(content)
     try:
         for document in TokenFiles(path, TOKENIZER).tokenized(block):
-            assert TOKENIZER.decode(document.ids.tolist()) == document.text and document.ids[-1] == TOKENIZER.eos_id
+            assert (
+                TOKENIZER.decode(document.ids.tolist()) == document.text
+                and document.ids[-1] == TOKENIZER.eos_id
+            )
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
 
@@ -564,7 +713,13 @@ def test_memory_does_not_grow_with_token_files(tmp_path):
     def peak(n):
         path = put(tmp_path, "x", [TOKENIZER.encode_document(tale) for tale in TALES] * n)
         tracemalloc.start()
-        write_shards(TokenFiles(path, TOKENIZER).tokenized(block=4096), TOKENIZER, tmp_path / "s", val_documents=[], seq_len=32)
+        write_shards(
+            TokenFiles(path, TOKENIZER).tokenized(block=4096),
+            TOKENIZER,
+            tmp_path / "s",
+            val_documents=[],
+            seq_len=32,
+        )
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top
@@ -581,16 +736,28 @@ def test_memory_does_not_grow_with_token_files(tmp_path):
 def test_chunks_are_the_documents(data, size):
     """Any documents, chunks of any size: none is lost, the order stays, and only the last document of a chunk goes beyond its size."""
     ids = np.zeros(3, np.uint16)
-    document = st.one_of(st.text(max_size=80), st.text(max_size=80).map(lambda text: Tokenized(text, ids)))
-    routed = data.draw(st.lists(st.tuples(st.sampled_from(["train", "val", "excluded"]), document), max_size=40))
+    document = st.one_of(
+        st.text(max_size=80), st.text(max_size=80).map(lambda text: Tokenized(text, ids))
+    )
+    routed = data.draw(
+        st.lists(st.tuples(st.sampled_from(["train", "val", "excluded"]), document), max_size=40)
+    )
     chunks = list(_chunks(iter(routed), size))
     assert sum(chunks, []) == routed and all(chunks)
     for chunk in chunks:
-        assert sum(len(text if isinstance(text, str) else text.text) + 64 for _, text in chunk[:-1]) < size
+        assert (
+            sum(len(text if isinstance(text, str) else text.text) + 64 for _, text in chunk[:-1])
+            < size
+        )
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents=st.lists(st.text(max_size=60), max_size=30), data=st.data(), workers=st.integers(2, 4), size=st.integers(1, 400))
+@given(
+    documents=st.lists(st.text(max_size=60), max_size=30),
+    data=st.data(),
+    workers=st.integers(2, 4),
+    size=st.integers(1, 400),
+)
 def test_the_order_is_that_of_the_documents(documents, data, workers, size):
     """Whichever process does a chunk and whenever it is done: documents and tokens are those of one process."""
     late = []  # what has been given away and is done at some later time
@@ -605,7 +772,9 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
 
         def finish(result):
             if not result.done():
-                result.set_result(_encode_all(tokenizer, next(texts for other, texts in late if other is result)))
+                result.set_result(
+                    _encode_all(tokenizer, next(texts for other, texts in late if other is result))
+                )
 
         yield give
 
@@ -618,14 +787,20 @@ def test_the_order_is_that_of_the_documents(documents, data, workers, size):
             self.finish()
             return super().result()
 
-    routed = [(data.draw(st.sampled_from(["train", "val", "excluded"])), text) for text in documents]
+    routed = [
+        (data.draw(st.sampled_from(["train", "val", "excluded"])), text) for text in documents
+    ]
     expected = list(tokenize_documents(iter(routed), TOKENIZER))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparation, "_workers", out_of_order)
         patch.setattr(preparation, "_chunks", lambda routed: _chunks(routed, size))
         found = list(_tokenized(iter(routed), TOKENIZER, workers))
     for (split, document), (wanted_split, wanted) in zip(found, expected, strict=True):
-        assert split == wanted_split and document.text == wanted.text and np.array_equal(document.ids, wanted.ids)
+        assert (
+            split == wanted_split
+            and document.text == wanted.text
+            and np.array_equal(document.ids, wanted.ids)
+        )
 
 
 @pytest.fixture
@@ -637,16 +812,29 @@ def small_chunks(monkeypatch):
 def test_the_same_bytes_from_any_number_of_processes(tmp_path, small_chunks):
     """Texts and tokens mixed, empty ones and long ones, several shards, some left out: every file is the same, and all is counted."""
     texts = [*TALES, "", "東京 🦊 ▁", " ".join(TALES), *TALES[:5]] * 3
-    mixed = [Tokenized(text, TOKENIZER.encode_array(text)) if i % 3 == 0 else text for i, text in enumerate(texts)]
+    mixed = [
+        Tokenized(text, TOKENIZER.encode_array(text)) if i % 3 == 0 else text
+        for i, text in enumerate(texts)
+    ]
     files, counted = [], []
     for workers in (1, 2, 3):
         done = []
-        write_shards(mixed, TOKENIZER, tmp_path / "s", val_documents=TALES[:7], seq_len=32, shard_tokens=5000, tokenize=tokenize_in_parallel(workers),
-                     progress=done.append)
+        write_shards(
+            mixed,
+            TOKENIZER,
+            tmp_path / "s",
+            val_documents=TALES[:7],
+            seq_len=32,
+            shard_tokens=5000,
+            tokenize=tokenize_in_parallel(workers),
+            progress=done.append,
+        )
         files.append({path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()})
         counted.append(done)
     assert files[0] == files[1] == files[2] and len(files[0]) > 20
-    assert counted[0] == counted[1] == counted[2] and sum(counted[0]) == sum(len(t.encode()) for t in [*texts, *TALES[:7]])
+    assert counted[0] == counted[1] == counted[2] and sum(counted[0]) == sum(
+        len(t.encode()) for t in [*texts, *TALES[:7]]
+    )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, ValueError])
@@ -660,16 +848,31 @@ def test_interrupted_with_workers(folder, tmp_path, error, small_chunks):
     before = Manifest.load(folder)
     with pytest.raises(error, match="stop"):
         write_shards(documents(), TOKENIZER, folder, seq_len=32, tokenize=tokenize_in_parallel(2))
-    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+    assert (
+        Manifest.load(folder) == before
+        and os.listdir(tmp_path) == ["shards"]
+        and not multiprocessing.active_children()
+    )
 
 
 def test_a_text_that_is_none_in_a_worker(folder, tmp_path, small_chunks):
     """The sentence comes back from the worker as it is, and the old shards stay."""
     before = Manifest.load(folder)
     with pytest.raises(UserError, match=r"not valid Unicode: character 3 is '\\ud800'") as error:
-        write_shards(["abc\ud800", *TALES], TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
+        write_shards(
+            ["abc\ud800", *TALES],
+            TOKENIZER,
+            folder,
+            val_documents=[],
+            seq_len=32,
+            tokenize=tokenize_in_parallel(2),
+        )
     assert "\n" not in str(error.value)
-    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+    assert (
+        Manifest.load(folder) == before
+        and os.listdir(tmp_path) == ["shards"]
+        and not multiprocessing.active_children()
+    )
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -684,8 +887,19 @@ def test_a_worker_that_is_killed(folder, tmp_path, small_chunks):
 
     before = Manifest.load(folder)
     with pytest.raises(UserError, match="A worker process has come to a sudden end"):
-        write_shards(documents(), TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
-    assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"] and not multiprocessing.active_children()
+        write_shards(
+            documents(),
+            TOKENIZER,
+            folder,
+            val_documents=[],
+            seq_len=32,
+            tokenize=tokenize_in_parallel(2),
+        )
+    assert (
+        Manifest.load(folder) == before
+        and os.listdir(tmp_path) == ["shards"]
+        and not multiprocessing.active_children()
+    )
 
 
 def test_chunks_under_way_are_few(small_chunks):
@@ -712,8 +926,18 @@ def test_a_script_without_a_guard(tmp_path):
         "write_shards(tales * 5, train_tokenizer(tales, 600), 'shards', val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1 and 'lacks `if __name__ == "__main__":`' in done.stderr.splitlines()[-1], done.stderr
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (
+        done.returncode == 1
+        and 'lacks `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    ), done.stderr
     assert os.listdir(tmp_path) == ["script.py"]
 
 
@@ -725,6 +949,11 @@ def test_a_system_that_starts_no_process(folder, tmp_path, monkeypatch):
 
     before = Manifest.load(folder)
     monkeypatch.setattr(preparation.ProcessPoolExecutor, "submit", refuse)
-    with pytest.raises(UserError, match=r"starts no further process \(Resource temporarily unavailable\): try fewer workers"):
-        write_shards(TALES, TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2))
+    with pytest.raises(
+        UserError,
+        match=r"starts no further process \(Resource temporarily unavailable\): try fewer workers",
+    ):
+        write_shards(
+            TALES, TOKENIZER, folder, val_documents=[], seq_len=32, tokenize=tokenize_in_parallel(2)
+        )
     assert Manifest.load(folder) == before and os.listdir(tmp_path) == ["shards"]
