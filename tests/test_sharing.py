@@ -20,7 +20,7 @@ import torch
 from conftest import PATIENCE, ROOT, course, fine, snapshot
 from llm_course.pipeline import draw_losses
 from llm_course.corpus import Corpus
-from llm_course.files import RECORD, UserError, is_ours, write_ours
+from llm_course.files import RECORD, UserError, is_ours, replace_folder, write_ours
 from llm_course.evaluation import evaluate
 from llm_course.config import ModelConfig
 from llm_course.gpt import GPT
@@ -296,6 +296,22 @@ def test_a_disk_that_fails_leaves_the_earlier_export(when: str, checkpoint: Chec
     assert snapshot(folder) == before and is_ours(folder)
     assert export_hf(checkpoint, folder, dtype="bfloat16", log=quiet) == folder  # what was left behind does not disturb
     assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD} and snapshot(folder) != before and is_ours(folder)
+
+
+def test_two_exports_do_not_mix(checkpoint: Checkpoint, tmp_path: Path):
+    "The second to come is told so; one that was killed between its two renames leaves the earlier export, which comes back."
+    folder, old = tmp_path / "export", tmp_path / ".export.llm-course-old"
+    with pytest.raises(UserError, match="Another run is writing to .*export.*: wait for it, or choose another --out"):
+        with replace_folder(folder, prefix="llm-course-"):
+            export_hf(checkpoint, folder, log=quiet)
+    assert not list(tmp_path.iterdir())
+    before = snapshot(export_hf(checkpoint, folder, log=quiet))
+    folder.rename(old)
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder, prefix="llm-course-"):
+        assert snapshot(folder) == before
+        raise KeyboardInterrupt
+    assert snapshot(folder) == before and is_ours(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD}
 
 
 # the card
