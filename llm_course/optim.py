@@ -56,10 +56,11 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One step; matrices of one shape go through the products together."""
         for group in self.param_groups:
+            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
             for shape in dict.fromkeys(p.shape for p in group["params"]):
                 params = [p for p in group["params"] if p.shape == shape and p.grad is not None]
                 if params:
-                    self.step_same_shape(params, **{k: group[k] for k in self.defaults})
+                    self.step_same_shape(params, lr, momentum, decay)
 
     def step_same_shape(
         self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float

@@ -285,6 +285,22 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 
 
 @contextmanager
+def _terminated_later() -> Iterator[None]:
+    """Within it SIGTERM waits for its end: a worker that is starting would find half of what it is to read."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if heard:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
 def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]], Future]]:
     """Within it, a function that gives documents to one of `number` processes; `UserError` when one of these is killed."""
     most = 61 if os.name == "nt" else 1024  # Windows waits for no more
@@ -294,7 +310,7 @@ def _workers(tokenizer: Tokenizer, number: int) -> Iterator[Callable[[list[str]]
 
     def give(documents: list[str]) -> Future:
         try:
-            with signals_wait(*ours):
+            with signals_wait(*ours), _terminated_later():
                 return pool.submit(_work, documents)
         except OSError as error:
             raise UserError(f"The system starts no further process ({error.strerror}): try fewer workers.") from error

@@ -366,6 +366,25 @@ def test_a_disk_that_fails_leaves_the_earlier_export(
     )
 
 
+def test_two_exports_do_not_mix(checkpoint: Checkpoint, tmp_path: Path):
+    "The second to come is told so; one that was killed between its two renames leaves the earlier export, which comes back."
+    folder, old = tmp_path / "export", tmp_path / ".export.llm-course-old"
+    with pytest.raises(
+        UserError,
+        match="Another run is writing to .*export.*: wait for it, or choose another --out",
+    ):
+        with replace_folder(folder, prefix="llm-course-"):
+            export_hf(checkpoint, folder, log=quiet)
+    assert not list(tmp_path.iterdir())
+    before = snapshot(export_hf(checkpoint, folder, log=quiet))
+    folder.rename(old)
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder, prefix="llm-course-"):
+        assert snapshot(folder) == before
+        raise KeyboardInterrupt
+    assert snapshot(folder) == before and is_ours(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"export", RECORD}
+
+
 # the card
 
 
