@@ -25,7 +25,7 @@ from llm_course.corpus import Corpus
 from llm_course.demo import draw_losses
 from llm_course.evaluation import evaluate
 from llm_course.export import EXPORT_FILES, rounded
-from llm_course.files import RECORD, UserError, is_ours, read_json, write_ours
+from llm_course.files import RECORD, UserError, is_ours, read_json, replace_folder, write_ours
 from llm_course.gguf import write_gguf
 from llm_course.gpt import GPT
 from llm_course.integrity import load_verified
