@@ -90,7 +90,7 @@ def tiny(shards: Path, **fields):
 def run_quietly(config, shards, out, **kwargs):
     """`train`, without bar and sentences."""
     return train(
-        config, shards, out, device="cpu", progress=False, log=kwargs.pop("say", quiet), **kwargs
+        config, shards, out, device="cpu", progress=False, log=kwargs.pop("log", quiet), **kwargs
     )
 
 
