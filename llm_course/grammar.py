@@ -279,12 +279,12 @@ class Grammar:
         self,
         template: str,
         tables: dict[str, str],
-        chunks_of_text: dict[str, str] | None = None,
+        passages: dict[str, str] | None = None,
         sources: dict[str, str] | None = None,
     ) -> None:
         "`sources` names a role's table where that is not the role without its number, and may hold a `{word}` told before."
         while re.search(r"<\w+>", template):
-            template = re.sub(r"<(\w+)>", lambda m: chunks_of_text[m[1]].strip(), template)
+            template = re.sub(r"<(\w+)>", lambda m: passages[m[1]].strip(), template)
         self.nodes, self.tables, self.sources = parse(template), tables, sources or {}
         self.rows = cache(self.rows)
 
