@@ -5,6 +5,7 @@ __all__ = ['LESSON', 'few_colours', 'Picture', 'ink_on', 'wrong_kind', 'explain_
 
 # %% ../nbs/01_lessons.ipynb #01import
 import inspect
+import io
 import json
 import numbers
 import subprocess
@@ -168,16 +169,10 @@ def lesson_model(root: str | Path = LESSON) -> Path:
     if not current:
         code = "import sys; from llm_course.demo import train_on_tales; train_on_tales('lesson', sys.argv[1])"
         command = [sys.executable, "-u", "-c", code, str(root)]
-        with subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            newline="",
-            bufsize=1,
-        ) as run:
-            while letters := run.stdout.read(1):  # letter by letter: a progress bar ends no line
-                print(letters, end="", flush=letters in "\r\n")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+            told = io.TextIOWrapper(run.stdout, encoding="utf-8", newline="")
+            while letter := told.read(1):  # letter by letter: a progress bar ends no line
+                print(letter, end="", flush=letter in "\r\n")
         if run.returncode:
             raise RuntimeError(
                 f"The lessons' model was not trained: `{' '.join(command)}` ended with {run.returncode}."
