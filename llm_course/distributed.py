@@ -25,10 +25,11 @@ class DDP(Parallel):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:  # ty: ignore[incompatible-attribute-override]
         """The model, with an exchange of gradients in its backward pass."""
         return DistributedDataParallel(model)
 
+    # ty: ignore[incompatible-attribute-override]
     def no_sync(self, model: nn.Module) -> AbstractContextManager:
         """Within it, a backward pass exchanges no gradients."""
         return model.no_sync()

@@ -83,7 +83,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     try:
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as f:
+        with open(part, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as f:  # ty: ignore[no-matching-overload]
             yield f
             f.flush()
             os.fsync(f.fileno())

@@ -358,7 +358,7 @@ def compile_anywhere(function: Callable, **options: object) -> Callable:
 
         if "'" not in (libraries := cpp_extension.TORCH_LIB_PATH):
             cpp_extension.TORCH_LIB_PATH = shlex.quote(libraries)
-    return torch.compile(function, **options)
+    return torch.compile(function, **options)  # ty: ignore[no-matching-overload]
 
 # %% ../nbs/61_kernels.ipynb #thrifty2
 def with_memory_budget(

@@ -6,7 +6,7 @@ __all__ = ['newton_schulz', 'Muon', 'param_group', 'without_compiler', 'make_opt
 
 # %% ../nbs/31_optim.ipynb #30import
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import torch
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # ty: ignore[incompatible-method-override]
         """One step; matrices of one shape go through the products together."""
         for group in self.param_groups:
             lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
@@ -84,7 +84,7 @@ def param_group(name: str) -> str:
 
 # %% ../nbs/31_optim.ipynb #31plain1
 @cache
-def without_compiler(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def without_compiler(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """The same optimizer, without the wrappers that hide its methods from torch.compile.
 
     They import the compiler, which takes as long as all the rest of torch; and nothing here

@@ -174,15 +174,15 @@ class Program(click.Group):
             ctx.fail(f"there is no stage {args[0]!r}.{did_you_mean(args[0], list(self.commands))}")
         return super().resolve_command(ctx, args)
 
-    def main(
+    def main(  # ty: ignore[incompatible-method-override]
         self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object
     ) -> None:
         words = sys.argv[1:] if args is None else list(args)
         with outliving_readers(words), cleaning_up():
             try:
-                sys.exit(
-                    super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0
-                )
+                # ty: ignore[no-matching-overload]
+                status = super().main(words, prog_name, standalone_mode=False, obj=words, **extra)
+                sys.exit(status or 0)
             except click.ClickException as error:
                 where = error.ctx.command_path if getattr(error, "ctx", None) else prog_name
                 if words[:1] != ["train"] or first_process():

@@ -270,6 +270,9 @@ def _encode_all(encoder: BulkEncoder, documents: list[str]) -> tuple[bytes, list
     return b"".join(ids), [len(each) for each in ids]
 
 # %% ../nbs/19_preparation.ipynb #df57ada1
+_mine: BulkEncoder | None = None  # a worker's own
+
+
 def _begin_work(model: bytes) -> None:
     """The first thing in a worker: its tokenizer, and a thread that ends the worker when this process has ended, however it did."""
     global _mine

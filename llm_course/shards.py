@@ -496,7 +496,7 @@ class TokenDataset:
                 break
         return np.concatenate(parts).astype(np.int64)
 
-    def document(self, j: int) -> np.ndarray:
+    def document(self, j: int) -> np.ndarray:  # ty: ignore[invalid-implicit-return]
         """The tokens of document j of the split, its `</s>` included: (length,) int64."""
         if not 0 <= j < self.documents:
             raise IndexError(f"document {j} of {self.documents}")
