@@ -162,7 +162,7 @@ def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     code = (
         "import random; from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer\n"
         "tales = sample_tales(0, 300); random.shuffle(tales)\n"
-        "print(train_tokenizer(tales, 900, sample_bytes=150_000, say=lambda line: None).sha256)"
+        "print(train_tokenizer(tales, 900, sample_bytes=150_000, log=lambda line: None).sha256)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(

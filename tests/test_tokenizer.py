@@ -233,7 +233,7 @@ def test_same_text_same_bytes_in_another_process():
     """No path, order, thread count or hash seed stands in the model."""
     code = (
         "from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer as t;"
-        "print(t(reversed(sample_tales(0, 200)), 900, say=lambda line: None).sha256)"
+        "print(t(reversed(sample_tales(0, 200)), 900, log=lambda line: None).sha256)"
     )
     root = Path(__file__).parents[1]
     result = subprocess.run(
