@@ -41,13 +41,17 @@ mine: ## copy the notebooks to mine/, where git leaves your answers alone; what 
 export: $(ready) ## write llm_course/ from nbs/
 	"$(bin)/nbdev_export"
 
-check: $(ready) ## llm_course/ is what nbs/ exports, and the notebooks are clean
+check: $(ready) ## llm_course/ is what nbs/ exports, the notebooks are clean, the code is linted and its types are checked, the plain code is short
 	"$(bin)/nbdev_export"
 	"$(bin)/nbdev_clean"
 	@git status --porcelain --untracked-files=all -- llm_course nbs > "$(VENV)/differs"
 	@git --no-pager diff -- llm_course
 	@if [ -s "$(VENV)/differs" ]; then cat "$(VENV)/differs"; \
 	  echo "These files differ from the last commit after nbdev_export and nbdev_clean: look at them, then commit them."; exit 1; fi
+	"$(bin)/ruff" check
+	"$(bin)/ruff" format --check
+	"$(bin)/ty" check --quiet --python "$(VENV)"
+	@OMP_NUM_THREADS=1 "$(bin)/python" tests/plain_size.py
 
 notebooks: $(ready) ## run every notebook in place, which is how the outputs in git are made
 	"$(bin)/python" -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 nbs/*.ipynb

@@ -1,4 +1,5 @@
 """What every benchmark shares: rounds that take turns, rows in processes of their own, the machine, and the file of results."""
+
 import json
 import os
 import platform
@@ -17,14 +18,20 @@ def take_turns(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     for number in range(rounds):
         for name, row in rows.items():
             found[name].append(row())
-            print(f"round {number + 1} of {rounds}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+            print(
+                f"round {number + 1} of {rounds}, {name}: {found[name][-1]}",
+                file=sys.stderr,
+                flush=True,
+            )
     return found
 
 
 def in_process(script: str | Path, *arguments: object, **environment: str) -> object:
     """What a script prints as JSON on its last line, run in a process of its own: no row inherits another's memory or caches."""
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment}
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -42,12 +49,26 @@ def machine(*packages: str) -> dict[str, object]:
     """The processor, its memory and number formats, a GPU if there is one, and the versions of Python, torch and `packages`."""
     import torch
 
-    facts = {"processor": processor(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-             "threads": torch.get_num_threads(), "system": platform.system(), "python": platform.python_version()}
-    if hasattr(os, "sysconf"): facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    for name, probe in (("amx", "_is_amx_tile_supported"), ("avx512_bf16", "_is_avx512_bf16_supported")):
+    facts = {
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+    if hasattr(os, "sysconf"):
+        facts["memory_gb"] = round(
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1
+        )
+    for name, probe in (
+        ("amx", "_is_amx_tile_supported"),
+        ("avx512_bf16", "_is_avx512_bf16_supported"),
+    ):
         facts[name] = bool(getattr(torch.cpu, probe, bool)())
-    if torch.cuda.is_available(): facts["gpu"] = torch.cuda.get_device_name()
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
     return {**facts, "versions": {name: installed(name) for name in ("torch", *packages)}}
 
 
@@ -55,7 +76,9 @@ def processor() -> str:
     """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

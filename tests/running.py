@@ -1,4 +1,5 @@
 """`llm-course` in a process group of its own, as a terminal starts it: to be watched, signalled and waited for while it runs."""
+
 import os
 import re
 import signal
@@ -15,13 +16,32 @@ from conftest import PATIENCE, ROOT
 class Running:
     "A command that runs; `told` is what it has written so far, on stdout and stderr, in the order of writing."
 
-    def __init__(self, *args: object, cwd: Path, wrap: list[str] = [], python: list[str] = ["-m", "llm_course"],
-                 **env: str) -> None:
+    def __init__(
+        self,
+        *args: object,
+        cwd: Path,
+        wrap: list[str] = [],
+        python: list[str] = ["-m", "llm_course"],
+        **env: str,
+    ) -> None:
         self.file = open(cwd / f"output-{time.monotonic_ns()}.txt", "w+b")
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", **env}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONUNBUFFERED": "1",
+            **env,
+        }
         command = [*wrap, sys.executable, *python, *map(str, args)]
-        self.process = subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=self.file,
-                                        stderr=subprocess.STDOUT, start_new_session=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=self.file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     @property
     def told(self) -> str:
@@ -39,7 +59,9 @@ class Running:
         end = time.monotonic() + PATIENCE
         while not (found := test()):
             assert time.monotonic() < end, f"{happens} has not happened:\n{self.told}"
-            assert self.process.poll() is None or test(), f"it ended with {self.process.poll()} before {happens}:\n{self.told}"
+            assert self.process.poll() is None or test(), (
+                f"it ended with {self.process.poll()} before {happens}:\n{self.told}"
+            )
             time.sleep(0.005)
         return found
 

@@ -8,14 +8,20 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llm_course.attention import (
-    Attention, KVCache, RMSNorm, ShapeError, apply_rope, causal_attention, rope_table, shape_checked,
+    Attention,
+    KVCache,
+    RMSNorm,
+    apply_rope,
+    causal_attention,
+    rope_table,
 )
+from llm_course.shapes import ShapeError, shape_checked
 
 
 class Sizes(NamedTuple):
@@ -30,9 +36,15 @@ class Sizes(NamedTuple):
 def problems(draw):
     """An attention of random sizes, its input (B, T, C), and a random number generator's seed."""
     n_kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    sizes = Sizes(draw(st.integers(1, 9)), n_kv_heads * group, n_kv_heads, 2 * draw(st.integers(1, 4)))
+    sizes = Sizes(
+        draw(st.integers(1, 9)), n_kv_heads * group, n_kv_heads, 2 * draw(st.integers(1, 4))
+    )
     torch.manual_seed(draw(st.integers(0, 2**16)))
-    return Attention(sizes), sizes, torch.randn(draw(st.integers(1, 3)), draw(st.integers(1, 9)), sizes.d_model)
+    return (
+        Attention(sizes),
+        sizes,
+        torch.randn(draw(st.integers(1, 3)), draw(st.integers(1, 9)), sizes.d_model),
+    )
 
 
 def table(start: int, end: int, sizes: Sizes = Sizes()):
@@ -48,7 +60,11 @@ def by_definition(module: Attention, sizes: Sizes, x: Tensor) -> Tensor:
         vector = weight[f"{name}_proj.weight"][h * D : (h + 1) * D] @ row.double()
         if not norm:
             return vector
-        vector = vector / math.sqrt((vector**2).mean().item() + sizes.norm_eps) * weight[f"{name}_norm.weight"]
+        vector = (
+            vector
+            / math.sqrt((vector**2).mean().item() + sizes.norm_eps)
+            * weight[f"{name}_norm.weight"]
+        )
         turned = vector.clone()
         for i in range(D // 2):
             angle = position / 10_000 ** (2 * i / D)
@@ -66,7 +82,9 @@ def by_definition(module: Attention, sizes: Sizes, x: Tensor) -> Tensor:
             for t in range(T):
                 query = head("q", h, x[b, t], t, True)
                 interest = [math.exp(query @ keys[s] / math.sqrt(D)) for s in range(t + 1)]
-                out[b, t, h * D : (h + 1) * D] = sum(w / sum(interest) * values[s] for s, w in enumerate(interest))
+                out[b, t, h * D : (h + 1) * D] = sum(
+                    w / sum(interest) * values[s] for s, w in enumerate(interest)
+                )
     return out @ weight["o_proj.weight"].T
 
 
@@ -127,7 +145,9 @@ def test_a_full_cache_says_so_and_keeps_what_it_has():
     cache.update(0, k, k)
     cache.advance(3)
     before = cache.k.clone()
-    with pytest.raises(ValueError, match=r"The cache holds 4 positions: 3 are filled and 3 more do not fit\."):
+    with pytest.raises(
+        ValueError, match=r"The cache holds 4 positions: 3 are filled and 3 more do not fit\."
+    ):
         cache.update(0, 2 * k, 2 * k)
     assert torch.equal(cache.k, before) and cache.length == 3
 
@@ -146,7 +166,9 @@ def test_queries_stand_at_the_end_of_the_keys(T):
     """T queries against S keys are the last T rows of the whole, whatever sdpa's is_causal means then."""
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 6, 8, 3), *torch.randn(2, 4, 2, 8, 3)
-    assert torch.allclose(causal_attention(q[:, :, -T:], k, v), causal_attention(q, k, v)[:, :, -T:], atol=1e-6)
+    assert torch.allclose(
+        causal_attention(q[:, :, -T:], k, v), causal_attention(q, k, v)[:, :, -T:], atol=1e-6
+    )
 
 
 # The wrong masks. `attention` is the function that users of a mask would write.
@@ -154,25 +176,38 @@ def test_queries_stand_at_the_end_of_the_keys(T):
 
 @shape_checked
 def attention(
-    q: Float[Tensor, "B H T D"], k: Float[Tensor, "B H T D"], v: Float[Tensor, "B H T D"],
-    mask: Bool[Tensor, "T T"] | None = None, per_row: Bool[Tensor, "#B #H T T"] | None = None,
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B H T D"],
+    v: Float[Tensor, "B H T D"],
+    mask: Bool[Tensor, "T T"] | None = None,
+    per_row: Bool[Tensor, "#B #H T T"] | None = None,
 ) -> Float[Tensor, "B H T D"]:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask if mask is not None else per_row)
 
 
 WRONG = {  # the axes of a mask, by their place in (B, H, T)
-    "(B, T, T)": (0, 2, 2), "(H, T, T)": (1, 2, 2), "(B, T)": (0, 2), "(T, B)": (2, 0), "(T,)": (2,), "five axes": (1, 0, 2, 2, 2)
+    "(B, T, T)": (0, 2, 2),
+    "(H, T, T)": (1, 2, 2),
+    "(B, T)": (0, 2),
+    "(T, B)": (2, 0),
+    "(T,)": (2,),
+    "five axes": (1, 0, 2, 2, 2),
 }
 
 
-@pytest.mark.parametrize("B, H, T", [(4, 6, 5), (6, 6, 5), (5, 6, 5), (4, 5, 5), (2, 2, 6), (3, 3, 3)])
+@pytest.mark.parametrize(
+    "B, H, T", [(4, 6, 5), (6, 6, 5), (5, 6, 5), (4, 5, 5), (2, 2, 6), (3, 3, 3)]
+)
 @pytest.mark.parametrize("shape", WRONG.values(), ids=WRONG)
 def test_every_wrong_mask_is_caught(B, H, T, shape):
     """Also where PyTorch takes it without a word: B = H, B = T."""
     sizes = (B, H, T)
     q, mask = torch.randn(B, H, T, 4), torch.ones([sizes[i] for i in shape], dtype=torch.bool)
     has = f"has shape {tuple(mask.shape)}, but should be"
-    with pytest.raises(ShapeError, match=re.escape(f"per_row {has} (1 or B, 1 or H, T, T) = (1 or {B}, 1 or {H}, {T}, {T})")):
+    with pytest.raises(
+        ShapeError,
+        match=re.escape(f"per_row {has} (1 or B, 1 or H, T, T) = (1 or {B}, 1 or {H}, {T}, {T})"),
+    ):
         attention(q, q, q, per_row=mask)
     if mask.shape != (T, T):
         with pytest.raises(ShapeError, match=re.escape(f"mask {has} (T, T) = ({T}, {T})")):
@@ -200,20 +235,35 @@ def test_sentences():
     """Each names the argument, what it is, and what it should be with the letters resolved."""
     q, mask = torch.randn(2, 3, 6, 4), torch.ones(2, 6, 6, dtype=torch.bool)
     say = lambda *args, **kwargs: sentence(attention, *args, **kwargs)
-    assert say(q, q, q, mask) == "attention(): mask has shape (2, 6, 6), but should be (T, T) = (6, 6)"
+    assert (
+        say(q, q, q, mask) == "attention(): mask has shape (2, 6, 6), but should be (T, T) = (6, 6)"
+    )
     assert say(q, q, q, mask=mask) == say(q, q, q, mask)
-    assert say(q, q[:1], q) == "attention(): k has shape (1, 3, 6, 4), but should be (B, H, T, D) = (2, 3, 6, 4)"
+    assert (
+        say(q, q[:1], q)
+        == "attention(): k has shape (1, 3, 6, 4), but should be (B, H, T, D) = (2, 3, 6, 4)"
+    )
     assert say(q[0], q, q) == "attention(): q has shape (3, 6, 4), but should be (B, H, T, D)"
-    assert say(q, q, q, mask[0].float()) == "attention(): mask has dtype float32, but should have dtype bool"
+    assert (
+        say(q, q, q, mask[0].float())
+        == "attention(): mask has dtype float32, but should have dtype bool"
+    )
     assert say(q, None, q) == "attention(): k is None, but should be a tensor of shape (B, H, T, D)"
-    assert say(q, [q], q) == "attention(): k is of type list, but should be a tensor of shape (B, H, T, D)"
+    assert (
+        say(q, [q], q)
+        == "attention(): k is of type list, but should be a tensor of shape (B, H, T, D)"
+    )
 
 
 def test_other_type_errors_stay_as_they_are():
     """Too few, too many, unknown arguments, and errors raised inside keep Python's words."""
     q = torch.randn(2, 3, 6, 4)
-    assert sentence(attention, q) == "attention() missing 2 required positional arguments: 'k' and 'v'"
-    assert "takes from 3 to 5 positional arguments but 6 were given" in sentence(attention, q, q, q, None, None, None)
+    assert (
+        sentence(attention, q) == "attention() missing 2 required positional arguments: 'k' and 'v'"
+    )
+    assert "takes from 3 to 5 positional arguments but 6 were given" in sentence(
+        attention, q, q, q, None, None, None
+    )
     assert "unexpected keyword argument 'maks'" in sentence(attention, q, q, q, maks=None)
 
     @shape_checked
@@ -235,15 +285,25 @@ def test_results_are_checked():
         return x, x
 
     @shape_checked
-    def either(x: Float[Tensor, "T"] | Float[Tensor, "B T"], n: int) -> Float[Tensor, ""] | Float[Tensor, "B"]:
+    def either(
+        x: Float[Tensor, "T"] | Float[Tensor, "B T"], n: int
+    ) -> Float[Tensor, ""] | Float[Tensor, "B"]:
         return torch.zeros([3] * n)
 
     x = torch.randn(2, 3)
     assert either(x[0], 0).shape == either(x, 0).shape == ()
-    assert sentence(either, x, 1).endswith("either(): the result has shape (3,), but should be () or (B,) = () or (2,)")
-    assert sentence(last, x).endswith("last(): the result has shape (2,), but should be (B, T) = (2, 3)")
-    assert sentence(pair, x).endswith("pair(): the result[1] has shape (2, 3), but should be (T, B) = (3, 2)")
-    assert "the result has shape (2, 4), but should be (*batch, C) = (2, 1)" in sentence(RMSNorm(4), x[:, :1])
+    assert sentence(either, x, 1).endswith(
+        "either(): the result has shape (3,), but should be () or (B,) = () or (2,)"
+    )
+    assert sentence(last, x).endswith(
+        "last(): the result has shape (2,), but should be (B, T) = (2, 3)"
+    )
+    assert sentence(pair, x).endswith(
+        "pair(): the result[1] has shape (2, 3), but should be (T, B) = (3, 2)"
+    )
+    assert "the result has shape (2, 4), but should be (*batch, C) = (2, 1)" in sentence(
+        RMSNorm(4), x[:, :1]
+    )
     cache, k = KVCache(1, 2, 3, 4, 8), torch.randn(1, 3, 1, 8)
     assert "the result[0] has shape (2, 3, 1, 8)" in sentence(cache.update, 0, k, k)
 
@@ -330,7 +390,12 @@ def test_rmsnorm_is_done_in_float32():
 def test_rope_is_the_ecosystems_bit_for_bit(dtype):
     """The formula of the Qwen3 and Llama files, written out: frequencies, cat(freqs, freqs), rotate_half, in this order."""
     torch.manual_seed(0)
-    D, theta, positions, x = 8, 1_000_000.0, torch.arange(3, 300), torch.randn(4, 6, 297, 8).to(dtype)
+    D, theta, positions, x = (
+        8,
+        1_000_000.0,
+        torch.arange(3, 300),
+        torch.randn(4, 6, 297, 8).to(dtype),
+    )
     frequencies = 1.0 / (theta ** (torch.arange(0, D, 2, dtype=torch.int64).float() / D))
     angles = (frequencies[None, :, None] @ positions[None, None].float()).transpose(1, 2)
     angles = torch.cat((angles, angles), dim=-1)
@@ -342,7 +407,8 @@ def test_rope_is_the_ecosystems_bit_for_bit(dtype):
 def test_parameter_names_are_those_of_qwen3():
     """So a saved model needs no conversion."""
     assert [name for name, _ in Attention(Sizes()).named_parameters()] == [
-        f"{p}.weight" for p in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")]
+        f"{p}.weight" for p in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    ]
 
 
 def test_one_token_at_a_time_needs_no_mask_and_no_copy_of_the_cache():
@@ -350,53 +416,3 @@ def test_one_token_at_a_time_needs_no_mask_and_no_copy_of_the_cache():
     cache = KVCache(1, 1, 2, 4, 8)
     k, _ = cache.update(0, *torch.randn(2, 1, 2, 3, 8))
     assert k.data_ptr() == cache.k.data_ptr()
-
-
-@settings(max_examples=25, deadline=None)
-@example(T=1000, kv_heads=2, group=3, bf16=True, seed=0)
-@given(T=st.integers(64, 700), kv_heads=st.integers(1, 2), group=st.integers(1, 3), bf16=st.booleans(), seed=st.integers(0, 2**16))
-def test_attention_in_blocks_is_the_plain_one(T: int, kv_heads: int, group: int, bf16: bool, seed: int):
-    """Training on a processor: outputs and gradients of every length of a block, up to rounding; and the way is really taken."""
-    torch.manual_seed(seed)
-    qkv = [torch.randn(1, heads, T, 8, requires_grad=True) for heads in (kv_heads * group, kv_heads, kv_heads)]
-    back = torch.randn(1, kv_heads * group, T, 8)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16): ours = causal_attention(*qkv)
-    plain = F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
-    assert ours.dtype == (torch.bfloat16 if bf16 else torch.float32) and "BlockedAttention" in str(ours.grad_fn.next_functions)
-    gradients = [torch.autograd.grad((y.float() * back).sum(), qkv) for y in (ours, plain)]
-    for found, want in zip((ours, *gradients[0]), (plain, *gradients[1])):
-        assert (found - want).norm() <= (0.03 if bf16 else 1e-5) * want.norm()
-
-
-@pytest.mark.parametrize("T", [64, 150, 300])
-def test_compiled_attention_in_blocks_is_the_same(T: int):
-    """torch.compile adds up what the blocks give for a key in another way than in place, and turns pairs by the plain formula."""
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    module, x, back = Attention(Sizes()), torch.randn(2, T, 7, requires_grad=True), torch.randn(2, T, 7)
-
-    def learned(call) -> list[torch.Tensor]:
-        out = call(x, *table(0, T))
-        return [out, *torch.autograd.grad(out, [x, *module.parameters()], back)]
-
-    torch.testing.assert_close(learned(torch.compile(module, backend="aot_eager", fullgraph=True)), learned(module), rtol=1e-4, atol=1e-5)
-
-
-def test_key_heads_that_are_repeated_give_the_same(monkeypatch: pytest.MonkeyPatch):
-    """The way of a GPU in float32: all positions at once, and the newest ones alone."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 20, 8) for heads in (6, 2, 2))
-    asked = [causal_attention(q[:, :, -newest:], k, v) for newest in (20, 3, 1)]
-    monkeypatch.setattr("llm_course.attention.asks_in_groups", lambda q: False)
-    for newest, want in zip((20, 3, 1), asked): torch.testing.assert_close(causal_attention(q[:, :, -newest:], k, v), want)
-
-
-def test_attention_in_blocks_sees_no_future():
-    """Not one bit of a result may depend on what comes after it, across the seams of blocks too."""
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(1, heads, 150, 8, requires_grad=True) for heads in (4, 2, 2))
-    whole = causal_attention(q, k, v)
-    for t in (0, 62, 63, 64, 127, 128, 148):
-        later = torch.arange(150)[:, None] > t
-        changed = causal_attention(q, torch.where(later, 9.0, k), torch.where(later, 1e9, v))
-        assert torch.equal(changed[:, :, : t + 1], whole[:, :, : t + 1]) and not torch.equal(changed, whole)

@@ -1,4 +1,5 @@
 """`llm-course chat`: a real process at a real terminal, typed at byte by byte, interrupted, ended; and the same from a pipe."""
+
 import os
 import re
 import select
@@ -13,10 +14,14 @@ from click.testing import CliRunner, Result
 from conftest import PATIENCE, ROOT, course, fine, process
 
 WINDOWS = sys.platform == "win32"
-at_a_terminal = pytest.mark.skipif(WINDOWS, reason="Windows has no pseudoterminal in Python's library")
+at_a_terminal = pytest.mark.skipif(
+    WINDOWS, reason="Windows has no pseudoterminal in Python's library"
+)
 UP, LEFT, CTRL_C, CTRL_D = "\x1b[A", "\x1b[D", "\x03", "\x04"
-IN_A_TERMINAL = ("import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # so that ^C becomes a signal
-                 "from llm_course.cli import main; main()")
+IN_A_TERMINAL = (
+    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # so that ^C becomes a signal
+    "from llm_course.cli import main; main()"
+)
 
 
 class Terminal:
@@ -25,21 +30,35 @@ class Terminal:
     def __init__(self, folder: Path, state: Path, *args: object):
         import pty
         import termios
+
         self.keys, self.line = pty.openpty()
         termios.tcsetwinsize(self.line, (24, 80))
         self.settings = lambda: termios.tcgetattr(self.line)
         self.before, self.shown, self.read = self.settings(), "", 0
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8", "TERM": "xterm",
-               "XDG_STATE_HOME": str(state)}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUTF8": "1",
+            "LC_ALL": "C.UTF-8",
+            "TERM": "xterm",
+            "XDG_STATE_HOME": str(state),
+        }
         env.pop("COLUMNS", None)  # which would overrule the terminal
-        self.process = subprocess.Popen([sys.executable, "-c", IN_A_TERMINAL, "chat", *map(str, args)], cwd=folder, env=env,
-                                        stdin=self.line, stdout=self.line, stderr=self.line, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IN_A_TERMINAL, "chat", *map(str, args)],
+            cwd=folder,
+            env=env,
+            stdin=self.line,
+            stdout=self.line,
+            stderr=self.line,
+            start_new_session=True,
+        )
         self.until("it does not answer.*\n> ")
 
     def type(self, text: str, pause: float = 0) -> None:
         "Press keys; with a pause after each byte of them, if one is given."
         data = text.encode()
-        for part in [data[i:i + 1] for i in range(len(data))] if pause else [data]:
+        for part in [data[i : i + 1] for i in range(len(data))] if pause else [data]:
             os.write(self.keys, part)
             time.sleep(pause)
 
@@ -57,9 +76,9 @@ class Terminal:
                 text = raw.decode("utf-8", "ignore")
                 if text.encode() == raw:  # a character may come in two reads
                     self.shown, raw = self.shown + text.replace("\r\n", "\n"), b""
-            assert time.monotonic() < end, f"{pattern!r} did not come:\n{self.shown[self.read:]}"
+            assert time.monotonic() < end, f"{pattern!r} did not come:\n{self.shown[self.read :]}"
         start, self.read = self.read, found.end()
-        return self.shown[start:self.read]
+        return self.shown[start : self.read]
 
     def ends(self) -> int:
         "Its exit status; the terminal must be as it was."
@@ -90,6 +109,7 @@ def piped(folder: Path, typed: str, *args: object) -> Result:
     import contextlib
 
     from llm_course.cli import main
+
     with contextlib.chdir(folder):
         return CliRunner().invoke(main, ["chat", *map(str, args)], input=typed)
 
@@ -97,17 +117,30 @@ def piped(folder: Path, typed: str, *args: object) -> Result:
 def piped_process(folder: Path, *args: object) -> subprocess.Popen:
     "The same in a process of its own, with pipes to talk through."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen([sys.executable, "-m", "llm_course", "chat", *map(str, args)], cwd=folder, env=env,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm_course", "chat", *map(str, args)],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def long_seed(folder: Path, tokens: int = 400) -> int:
     "A seed whose text after `Once`, at temperature 1, does not end within so many tokens."
-    from llm_course.sampling import Draft
-    from llm_course.training import load_checkpoint
+    from llm_course.checkpoint import load_checkpoint
+    from llm_course.generation import TextSession
+
     checkpoint = load_checkpoint(folder / "artifacts/checkpoints/latest")
-    drafts = ((seed, Draft(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, say=None)) for seed in range(100))
-    return next(seed for seed, draft in drafts if len(list(draft.write(tokens))) == tokens)
+    sessions = (
+        (
+            seed,
+            TextSession(checkpoint.model.eval(), checkpoint.tokenizer, "Once", seed=seed, log=None),
+        )
+        for seed in range(100)
+    )
+    return next(seed for seed, session in sessions if len(list(session.generate(tokens))) == tokens)
 
 
 # at a terminal
@@ -137,7 +170,9 @@ def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_
     """What is on the screen before and after the interruption is one text: the beginning of what `generate` writes with that seed.
 
     It has lines that fit the terminal, broken between words."""
-    from llm_course.cli import visible, width
+    from llm_course.files import visible
+    from llm_course.terminal import width
+
     seed = long_seed(trained)
     chat = terminal("--max_new_tokens", 10**6, "--temperature", 1, "--seed", seed)
     chat.type("Once\n")
@@ -149,10 +184,26 @@ def test_ctrl_c_stops_the_text_and_an_empty_line_goes_on(terminal, trained, tmp_
     chat.type(f"/save {tmp_path / 'text'}\n{CTRL_D}")
     assert chat.ends() == 0
     text = visible((tmp_path / "text").read_bytes().decode().removesuffix("\n"))
-    whole = fine(course("generate", "--prompt", "Once", "--seed", seed, "--temperature", 1, "--max_new_tokens", 500, cwd=trained))
+    whole = fine(
+        course(
+            "generate",
+            "--prompt",
+            "Once",
+            "--seed",
+            seed,
+            "--temperature",
+            1,
+            "--max_new_tokens",
+            500,
+            cwd=trained,
+        )
+    )
     assert whole.startswith(text)
     parts = (begun.split("\n", 1)[1].replace("^C", "", 1), more.split("100\n> \n", 1)[1])
-    told = [re.sub(r"\n\(The text outgrows[^)]*\)", "", part.rpartition("\n(seed ")[0]) for part in parts]
+    told = [
+        re.sub(r"\n\(The text outgrows[^)]*\)", "", part.rpartition("\n(seed ")[0])
+        for part in parts
+    ]
     assert "".join("".join(told).split()) == "".join(text.split())
     lines = [line for part in told for line in part.split("\n")]
     assert len(lines) > 3 and all(width(line) < 80 or len(line.split()) == 1 for line in lines)
@@ -196,33 +247,81 @@ def test_sigterm_ends_at_once(terminal, busy):
 def test_texts_are_those_of_generate(trained):
     "Lines are prompts, text i has seed + i, pauses leave no trace, and nothing else is on standard output."
     done = piped(trained, "Once upon\n\n\nOnce upon\n/check\n", "--seed", 7, "--max_new_tokens", 10)
-    texts = [fine(course("generate", "--prompt", "Once upon", "--seed", seed, "--max_new_tokens", length, cwd=trained))
-             for seed, length in ((7, 30), (8, 10))]
-    assert done.exit_code == 0 and done.stdout.replace("\n", "").startswith("".join(texts).replace("\n", ""))
-    assert done.stdout.splitlines()[-1].startswith("  The grammar: ") and "> " not in done.stdout and "\x1b" not in done.output
+    texts = [
+        fine(
+            course(
+                "generate",
+                "--prompt",
+                "Once upon",
+                "--seed",
+                seed,
+                "--max_new_tokens",
+                length,
+                cwd=trained,
+            )
+        )
+        for seed, length in ((7, 30), (8, 10))
+    ]
+    assert done.exit_code == 0 and done.stdout.replace("\n", "").startswith(
+        "".join(texts).replace("\n", "")
+    )
+    assert (
+        done.stdout.splitlines()[-1].startswith("  The grammar: ")
+        and "> " not in done.stdout
+        and "\x1b" not in done.output
+    )
 
 
 def test_commands(trained, tmp_path):
     "A setting holds for the next text, /again takes the next seed, /save writes a new file and no other."
     path = tmp_path / "new" / "text.txt"
-    lines = ["/help", "/temperature 0", "Once", "/again", "/temperature", "/top-k 3", "/seed 4", "Once", "//Once",
-             f"/save {path}"]
+    lines = [
+        "/help",
+        "/temperature 0",
+        "Once",
+        "/again",
+        "/temperature",
+        "/top-k 3",
+        "/seed 4",
+        "Once",
+        "//Once",
+        f"/save {path}",
+    ]
     done = piped(trained, "\n".join(lines) + "\r\n", "--max_new_tokens", 6)
     first, again, *_, last = done.stdout.splitlines()
     assert done.exit_code == 0 and first == again and last.startswith("/Once")
     assert path.read_text(encoding="utf-8") == f"{last}\n"
-    assert "temperature 0.0\n" in done.stderr and "top_k 3\n" in done.stderr and done.stderr.count("The same seed") == 1
+    assert (
+        "temperature 0.0\n" in done.stderr
+        and "top_k 3\n" in done.stderr
+        and done.stderr.count("The same seed") == 1
+    )
 
 
-@pytest.mark.parametrize("line, told", [
-    ("/temprature 1", "'/temperature'"), ("/temp 1", "'/temperature'"), ("/qiut", "'/quit'"), ("/", "/help"), ("/xyz", "/help"),
-    ("/temperature -1", "/temperature"), ("/top_k many", "/top_k"), ("/seed 99999999999999999999", "/seed"),
-    ("/temperature nan", "temperature"), ("/repetition_penalty inf", "repetition_penalty"), ("/top_p nan", "top_p"),
-    ("/save", "/save story"), ("/save .", "another name"), ("/save /dev/null/x", "/dev/null"), ("the " * 300, "shorten"),
-    ("\udcff", "Unicode")])
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("/temprature 1", "'/temperature'"),
+        ("/temp 1", "'/temperature'"),
+        ("/qiut", "'/quit'"),
+        ("/", "/help"),
+        ("/xyz", "/help"),
+        ("/temperature -1", "/temperature"),
+        ("/top_k many", "/top_k"),
+        ("/seed 99999999999999999999", "/seed"),
+        ("/temperature nan", "temperature"),
+        ("/repetition_penalty inf", "repetition_penalty"),
+        ("/top_p nan", "top_p"),
+        ("/save", "/save story"),
+        ("/save .", "another name"),
+        ("/save /dev/null/x", "/dev/null"),
+        ("the " * 300, "shorten"),
+        ("\udcff", "Unicode"),
+    ],
+)
 def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
     "One line on standard error for it, the next line is answered, and a script learns of it by the exit status."
-    typed = "Once\n".encode() + line.encode("utf-8", "surrogateescape") + b"\nOnce\n"
+    typed = b"Once\n" + line.encode("utf-8", "surrogateescape") + b"\nOnce\n"
     done = piped(trained, typed, "--max_new_tokens", 2, "--temperature", 0)
     assert done.exit_code == 2 and done.stdout.count("Once") == 2
     assert len(done.stderr.splitlines()) == 1 and told in done.stderr
@@ -230,35 +329,63 @@ def test_a_mistake_is_a_sentence_and_the_talk_goes_on(trained, line, told):
 
 def test_settings_at_their_limits_write_on(trained):
     "What is admitted is answered: with numbers that a float32 takes for 0 or infinity, too, and all of them together."
-    limits = ["/temperature 1e-46", "/top_p 1e-300", "/repetition_penalty 1e-300", "/top_k 99999999999999999999", "/min_p 5e-324"]
-    done = piped(trained, "".join(f"{line}\nOnce\n" for line in [*limits, "/temperature 1e300", "/repetition_penalty 1e300"]),
-                 "--max_new_tokens", 3, "--seed", 0)
+    limits = [
+        "/temperature 1e-46",
+        "/top_p 1e-300",
+        "/repetition_penalty 1e-300",
+        "/top_k 99999999999999999999",
+        "/min_p 5e-324",
+    ]
+    done = piped(
+        trained,
+        "".join(
+            f"{line}\nOnce\n"
+            for line in [*limits, "/temperature 1e300", "/repetition_penalty 1e300"]
+        ),
+        "--max_new_tokens",
+        3,
+        "--seed",
+        0,
+    )
     told = [line for line in done.stdout.splitlines() if line.startswith("Once")]
     assert done.exit_code == 0 and len(told) == 7 and len(done.stderr.splitlines()) == 7
 
 
 def test_a_fault_of_ours_ends_no_chat(trained, monkeypatch):
     "It costs its text a line with what happened and where; the next line is answered, and an empty one begins anew."
-    from llm_course import sampling
-    real, throws = sampling.draw, iter([True, False])
+    from llm_course import generation
+
+    real, throws = generation.multinomial, iter([True, False])
 
     def breaks_once(*given):
         if next(throws, False):
             raise IndexError("index 600 is out of bounds")
         return real(*given)
 
-    monkeypatch.setattr(sampling, "draw", breaks_once)
+    monkeypatch.setattr(generation, "multinomial", breaks_once)
     done = piped(trained, "Once\n\nTwice\n", "--max_new_tokens", 3, "--seed", 0)
     first, second, third = done.stdout.split("\n")[:3]
-    assert done.exit_code == 2 and first == "Once" and not second.startswith("Once") and third.startswith("Twice")
-    assert re.fullmatch(r"IndexError in test_chat.py, line \d+: index 600 is out of bounds. .*goes on.\n", done.stderr)
+    assert (
+        done.exit_code == 2
+        and first == "Once"
+        and not second.startswith("Once")
+        and third.startswith("Twice")
+    )
+    assert re.fullmatch(
+        r"IndexError in test_chat.py, line \d+: index 600 is out of bounds. .*goes on.\n",
+        done.stderr,
+    )
 
 
 @pytest.mark.parametrize("line", ["/again", "/check", "/save x.txt"])
 def test_before_the_first_text(trained, line):
     "There is nothing yet to do it with."
     done = piped(trained, f"{line}\n")
-    assert done.exit_code == 2 and done.stderr == "there is no text yet: type how one begins.\n" and not done.stdout
+    assert (
+        done.exit_code == 2
+        and done.stderr == "there is no text yet: type how one begins.\n"
+        and not done.stdout
+    )
 
 
 def test_an_answer_comes_before_the_next_line(trained):
@@ -286,6 +413,8 @@ def test_an_interrupt_ends_a_piped_talk(trained):
 
 def test_help_needs_no_torch(tmp_path):
     "`chat --help` answers at once, so nothing slow may be imported for it."
-    code = ("import sys\nfrom llm_course.cli import main\ntry: main(['chat', '--help'])\n"
-            "except SystemExit: assert not {'torch', 'numpy', 'readline'} & set(sys.modules)")
+    code = (
+        "import sys\nfrom llm_course.cli import main\ntry: main(['chat', '--help'])\n"
+        "except SystemExit: assert not {'torch', 'numpy', 'readline'} & set(sys.modules)"
+    )
     assert "--temperature" in fine(process(cwd=tmp_path, module=("-c", code)))

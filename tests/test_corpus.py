@@ -1,21 +1,25 @@
-"Readers, the split, atomic files and downloads: what users bring, and what breaks."
-import hashlib
+"Readers, the split and atomic files: what users bring, and what breaks."
+
 import json
 import os
-import threading
+import subprocess
+import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from conftest import PATIENCE, ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llm_course.corpus import (
-    Corpus, CourseError, atomic_write, between, did_you_mean, download, held_out, normalized, read_tale,
-    write_tales_corpus)
+from llm_course.corpus import Corpus, held_out, normalized, write_tales_corpus
+from llm_course.files import UserError, atomic_write, did_you_mean, folder_lock
+from llm_course.formats import between
+from llm_course.tales import check_tale
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1).filter(
-    lambda text: not text.isspace())
+TEXTS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n\ufeff"), min_size=1
+).filter(lambda text: not text.isspace())
 
 
 def put(path, data):
@@ -24,6 +28,7 @@ def put(path, data):
 
 
 # Documents
+
 
 @settings(max_examples=100, deadline=None)
 @given(documents=st.lists(TEXTS, min_size=1), end=st.sampled_from(["\n", "\r\n"]))
@@ -35,7 +40,12 @@ def test_lines_come_back(tmp_path_factory, documents, end):
 
 
 @settings(max_examples=100, deadline=None)
-@given(documents=st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: t and not t.isspace()), min_size=1))
+@given(
+    documents=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"])).filter(lambda t: t and not t.isspace()),
+        min_size=1,
+    )
+)
 def test_jsonl_comes_back(tmp_path_factory, documents):
     file = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
     put(file, "".join(json.dumps({"text": d}) + "\n" for d in documents))
@@ -43,10 +53,15 @@ def test_jsonl_comes_back(tmp_path_factory, documents):
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents=st.lists(st.text("ab|#\n", min_size=1), min_size=1), mark=st.sampled_from(["<>", "%%%", "~"]))
+@given(
+    documents=st.lists(st.text("ab|#\n", min_size=1), min_size=1),
+    mark=st.sampled_from(["<>", "%%%", "~"]),
+)
 def test_separated_documents_come_back(tmp_path_factory, documents, mark):
     documents = [d.strip("\n") for d in documents if d.strip("\n")] or ["x"]
-    file = put(tmp_path_factory.mktemp("marks") / "a.txt", "".join(f"{d}\n{mark}\n" for d in documents))
+    file = put(
+        tmp_path_factory.mktemp("marks") / "a.txt", "".join(f"{d}\n{mark}\n" for d in documents)
+    )
     assert list(Corpus(file, documents=mark)) == documents
 
 
@@ -56,27 +71,37 @@ def test_a_separator_across_two_blocks(tmp_path):
         first = b"a" * ((1 << 20) - cut)
         file = put(tmp_path / "a.txt", first + b"<cut>" + b"b" * 3)
         with open(file, "rb") as f:
-            assert [(start, len(piece)) for start, piece in between("<cut>")(f)] == [(0, len(first)), (len(first) + 5, 3)]
+            assert [(start, len(piece)) for start, piece in between("<cut>")(f)] == [
+                (0, len(first)),
+                (len(first) + 5, 3),
+            ]
 
 
-@pytest.mark.parametrize("name, data, form, count", [
-    ("a.txt", "one\ntwo\nthree\n", "line", 3),
-    ("a.txt", "one\r\ntwo\r\n\r\n", "line", 2),
-    ("a.txt", "a\nb\n\nc\nd\n", "blank", 2),
-    ("a.txt", "a\r\nb\r\n \r\nc\r\n", "blank", 2),
-    ("a.txt", "a\n\nb<|endoftext|>c\n<|endoftext|>\n", "<|endoftext|>", 2),
-    ("a.jsonl", '{"text": "a"}\r\n\n{"text": "b", "id": 1}', "jsonl", 2),
-    ("a.md", "one line without an end", "line", 1),
-])
+@pytest.mark.parametrize(
+    "name, data, form, count",
+    [
+        ("a.txt", "one\ntwo\nthree\n", "line", 3),
+        ("a.txt", "one\r\ntwo\r\n\r\n", "line", 2),
+        ("a.txt", "a\nb\n\nc\nd\n", "blank", 2),
+        ("a.txt", "a\r\nb\r\n \r\nc\r\n", "blank", 2),
+        ("a.txt", "a\n\nb<|endoftext|>c\n<|endoftext|>\n", "<|endoftext|>", 2),
+        ("a.jsonl", '{"text": "a"}\r\n\n{"text": "b", "id": 1}', "jsonl", 2),
+        ("a.md", "one line without an end", "line", 1),
+    ],
+)
 def test_formats_are_found(tmp_path, name, data, form, count):
     corpus = Corpus(put(tmp_path / name, data))
     documents = list(corpus)
-    assert corpus.format == form and len(documents) == count and not any("\r" in d for d in documents)
+    assert (
+        corpus.format == form and len(documents) == count and not any("\r" in d for d in documents)
+    )
     assert str(tmp_path / name) in corpus.describe() and "\n" not in corpus.describe()
 
 
 def test_one_stray_blank_line_does_not_glue_a_file_of_lines_together(tmp_path):
-    file = put(tmp_path / "a.txt", "\n".join(f"story {i}" for i in range(500)) + "\n\n" + "last\n" * 500)
+    file = put(
+        tmp_path / "a.txt", "\n".join(f"story {i}" for i in range(500)) + "\n\n" + "last\n" * 500
+    )
     assert Corpus(file).format == "line" and len(list(Corpus(file))) == 1000
 
 
@@ -86,7 +111,11 @@ def test_folders_and_globs(tmp_path):
     for name in ("b.txt", "a.txt", "deep/c.txt", "notes.doc", ".hidden.txt"):
         put(tmp_path / name, f"{name}\nhas two lines\n")
     corpus = Corpus(tmp_path)
-    assert corpus.format == "file" and [d.split("\n")[0] for d in corpus] == ["a.txt", "b.txt", "deep/c.txt"]
+    assert corpus.format == "file" and [d.split("\n")[0] for d in corpus] == [
+        "a.txt",
+        "b.txt",
+        "deep/c.txt",
+    ]
     assert len(list(Corpus(str(tmp_path / "*.txt")))) == 2
     assert len(list(Corpus(tmp_path, documents="line"))) == 6
 
@@ -100,13 +129,19 @@ def test_one_line_of_50_megabytes(tmp_path):
     file = put(tmp_path / "a.txt", b"once upon a time " * 3_000_000)
     start = time.process_time()
     marked = put(tmp_path / "b.txt", b"<|endoftext|>" + file.read_bytes())
-    for place, documents in ((file, "auto"), (file, "blank"), (file, "file"), (marked, "<|endoftext|>")):
+    for place, documents in (
+        (file, "auto"),
+        (file, "blank"),
+        (file, "file"),
+        (marked, "<|endoftext|>"),
+    ):
         assert [len(d) for d in Corpus(place, documents=documents)] == [51_000_000]
     assert time.process_time() - start < 20
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     import tracemalloc
+
     file = put(tmp_path / "a.txt", b"A line of the corpus, one of very many.\n" * 500_000)
     tracemalloc.start()
     assert sum(1 for _ in Corpus(file)) == 500_000
@@ -116,26 +151,30 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 # What is wrong with a corpus is said in one line
 
-@pytest.mark.parametrize("name, data, options, says", [
-    ("a.txt", b"", {}, "holds no text"),
-    ("a.txt", b" \n\r\n\t\n", {}, "holds no text"),
-    ("a.txt", b" \n\n\n ", {"documents": "file"}, "holds no text"),
-    ("a.txt", b"fine\nna\xefve\n", {}, "byte 7 is 0xef"),
-    ("a.txt", b"fine\nna\xefve\n", {"documents": "blank"}, "byte 7 is 0xef"),
-    ("a.txt", b"fine<>\nna\xefve\n", {"documents": "<>"}, "byte 9 is 0xef"),
-    ("a.txt", "fine\nOnce".encode("utf-16"), {}, "byte 0 is 0xff"),
-    ("a.txt", "fine\nOnce".encode("utf-16-le"), {}, "byte 1 is NUL"),
-    ("a.txt", b"\x7fELF\0\0\0", {}, "NUL"),
-    ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', {}, "the line at byte 14"),
-    ("a.jsonl", b'{"text": 3}\n', {}, "the line at byte 0"),
-    ("a.jsonl", b'["text"]\n', {}, "is a JSON array"),
-    ("a.jsonl", b'{"text": "half\n', {}, "the line at byte 0"),
-    ("a.jsonl", b'{"text": "\\ud800"}\n', {}, "the line at byte 0"),
-    ("a.txt", b"text", {"errors": "ignore"}, "'strict' or 'replace'"),
-    ("a.txt", b"text", {"documents": ""}, "documents is empty"),
-])
+
+@pytest.mark.parametrize(
+    "name, data, options, says",
+    [
+        ("a.txt", b"", {}, "holds no text"),
+        ("a.txt", b" \n\r\n\t\n", {}, "holds no text"),
+        ("a.txt", b" \n\n\n ", {"documents": "file"}, "holds no text"),
+        ("a.txt", b"fine\nna\xefve\n", {}, "byte 7 is 0xef"),
+        ("a.txt", b"fine\nna\xefve\n", {"documents": "blank"}, "byte 7 is 0xef"),
+        ("a.txt", b"fine<>\nna\xefve\n", {"documents": "<>"}, "byte 9 is 0xef"),
+        ("a.txt", "fine\nOnce".encode("utf-16"), {}, "byte 0 is 0xff"),
+        ("a.txt", "fine\nOnce".encode("utf-16-le"), {}, "byte 1 is NUL"),
+        ("a.txt", b"\x7fELF\0\0\0", {}, "NUL"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', {}, "the line at byte 14"),
+        ("a.jsonl", b'{"text": 3}\n', {}, "the line at byte 0"),
+        ("a.jsonl", b'["text"]\n', {}, "is a JSON array"),
+        ("a.jsonl", b'{"text": "half\n', {}, "the line at byte 0"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', {}, "the line at byte 0"),
+        ("a.txt", b"text", {"errors": "ignore"}, "'strict' or 'replace'"),
+        ("a.txt", b"text", {"documents": ""}, "documents is empty"),
+    ],
+)
 def test_bad_corpora(tmp_path, name, data, options, says):
-    with pytest.raises(CourseError) as e:
+    with pytest.raises(UserError) as e:
         list(Corpus(put(tmp_path / name, data), **options))
     assert says in str(e.value) and "\n" not in str(e.value)
 
@@ -147,20 +186,22 @@ def test_replace_goes_on(tmp_path):
 
 def test_missing_and_wrong_places(tmp_path):
     put(tmp_path / "corpus.txt", "text")
-    with pytest.raises(CourseError, match="Did you mean 'corpus.txt'"):
+    with pytest.raises(UserError, match="Did you mean 'corpus.txt'"):
         Corpus(tmp_path / "corpsu.txt")
-    with pytest.raises(CourseError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         Corpus(tmp_path / "no" / "such" / "file.txt")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CourseError, match="folder without"):
+    with pytest.raises(UserError, match="folder without"):
         Corpus(tmp_path / "empty")
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the superuser")
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() == 0, reason="permissions do not bind the superuser"
+)
 def test_a_file_that_may_not_be_read(tmp_path):
     file = put(tmp_path / "a.txt", "text")
     file.chmod(0)
-    with pytest.raises(CourseError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         list(Corpus(file))
 
 
@@ -169,11 +210,12 @@ def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch):
     file = put(tmp_path / "a.txt", "text")
     corpus = Corpus(file)
     file.unlink()
-    with pytest.raises(CourseError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         list(corpus)
 
 
 # The split
+
 
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_held_out_is_a_function_of_the_document(document, one, two):
@@ -191,8 +233,11 @@ def test_a_corpus_of_tales(tmp_path):
     train, val = write_tales_corpus(tmp_path / "new" / "raw", n_train=300, n_val=30, seed=1)
     _, other = write_tales_corpus(tmp_path / "other", n_train=20, n_val=40, seed=1)
     trained, kept = list(Corpus(train, documents="line")), list(Corpus(val, documents="line"))
-    assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == ("corpus.txt", "val.txt")
-    assert all(read_tale(tale).right for tale in trained + kept)
+    assert (len(trained), len(kept)) == (300, 30) and (train.name, val.name) == (
+        "corpus.txt",
+        "val.txt",
+    )
+    assert all(check_tale(tale).valid for tale in trained + kept)
     assert not set(trained) & (set(kept) | set(Corpus(other, documents="line")))
     assert Corpus(train).format == "line"
     before = train.read_bytes()
@@ -201,6 +246,7 @@ def test_a_corpus_of_tales(tmp_path):
 
 
 # Files that are whole or not there
+
 
 def test_atomic_write_makes_folders_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
@@ -222,7 +268,7 @@ def test_atomic_write_where_nothing_can_be_written(tmp_path):
     put(tmp_path / "file", "text")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "below.txt", tmp_path / "folder"):
-        with pytest.raises(CourseError, match="cannot be written"), atomic_write(path) as f:
+        with pytest.raises(UserError, match="cannot be written"), atomic_write(path) as f:
             f.write(b"x")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
@@ -235,109 +281,29 @@ def test_atomic_write_lets_other_errors_through(tmp_path):
 
 
 def test_did_you_mean():
-    assert did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?" and did_you_mean("x", ["abc"]) == ""
+    assert (
+        did_you_mean("n_layer", ["n_layers", "n_heads"]) == " Did you mean 'n_layers'?"
+        and did_you_mean("x", ["abc"]) == ""
+    )
 
 
-# Downloads, from a server on this machine
-
-DATA = os.urandom(300_000)
-SHA = hashlib.sha256(DATA).hexdigest()
-
-
-class Server(BaseHTTPRequestHandler):
-    "`limit`: bytes sent before the connection ends; `ranges`: whether it knows how to go on."
-    limit, ranges, asked = 10**9, True, []
-
-    def do_GET(self):
-        self.asked.append(self.headers["Range"])
-        if self.path != "/data.bin":
-            return self.send_error(404)
-        start = int(self.headers["Range"][6:-1]) if self.headers["Range"] and self.ranges else 0
-        if start >= len(DATA):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(DATA) - start))
-        self.end_headers()
-        self.wfile.write(DATA[start:start + self.limit])
-
-    def log_message(self, *args):
+def test_a_folder_is_locked_until_its_process_ends(tmp_path):
+    "A second process is refused while the first holds the folder, also if that is killed in the end; then the folder is free."
+    code = (
+        "from llm_course.files import folder_lock; from pathlib import Path\n"
+        f"with folder_lock(Path({str(tmp_path / 'run')!r})): print(1, flush=True), input()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline()
+        with (
+            pytest.raises(UserError, match="Another run is writing to"),
+            folder_lock(tmp_path / "run"),
+        ):
+            pass
+        other.kill()
+        other.wait(PATIENCE)
+    with folder_lock(tmp_path / "run"):
         pass
-
-
-@pytest.fixture
-def server():
-    handler = type("Handler", (Server,), {"asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        handler.url = f"http://127.0.0.1:{server.server_port}/data.bin"
-        yield handler
-        server.shutdown()
-
-
-def test_download(server, tmp_path):
-    path = download(server.url, tmp_path / "new" / "data.bin", SHA.upper())
-    assert path.read_bytes() == DATA and os.listdir(path.parent) == ["data.bin"]
-    download(server.url, path, SHA)
-    assert server.asked == [None]  # the second call had nothing to do
-
-
-def test_download_goes_on_where_it_broke_off(server, tmp_path):
-    server.limit = 100_000
-    with pytest.raises(CourseError, match="broke off after 100,000 bytes"):
-        download(server.url, tmp_path / "data.bin", SHA, tries=1)
-    assert os.listdir(tmp_path) == ["data.bin.part"]
-    assert download(server.url, tmp_path / "data.bin", SHA, tries=2).read_bytes() == DATA
-    assert server.asked == [None, "bytes=100000-", "bytes=200000-"] and os.listdir(tmp_path) == ["data.bin"]
-
-
-def test_download_from_a_server_that_cannot_go_on(server, tmp_path):
-    "It starts afresh, and the part is not doubled."
-    put(tmp_path / "data.bin.part", DATA[:1000])
-    server.ranges = False
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-def test_download_of_a_part_that_is_whole(server, tmp_path):
-    put(tmp_path / "data.bin.part", DATA)
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-def test_download_with_a_wrong_hash(server, tmp_path):
-    "Nothing stands under the name, and the next call is not spoilt by what is left."
-    with pytest.raises(CourseError, match="300,000 bytes is [0-9a-f]{64}, not 0000"):
-        download(server.url, tmp_path / "data.bin", "0" * 64)
-    assert os.listdir(tmp_path) == []
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-
-
-@pytest.mark.parametrize("part", [b"something else", DATA + b"more"])
-def test_download_after_a_part_of_something_else(server, tmp_path, part):
-    "Where the whole is wrong, and an earlier part is in it, it is fetched once more from the beginning."
-    put(tmp_path / "data.bin.part", part)
-    assert download(server.url, tmp_path / "data.bin", SHA).read_bytes() == DATA
-    assert server.asked == [f"bytes={len(part)}-", None] and os.listdir(tmp_path) == ["data.bin"]
-
-
-def test_download_replaces_a_wrong_file_only_when_the_right_one_is_there(server, tmp_path):
-    path = put(tmp_path / "data.bin", b"old")
-    server.limit = 1000
-    with pytest.raises(CourseError):
-        download(server.url, path, SHA, tries=1)
-    assert path.read_bytes() == b"old"
-    server.limit = 10**9
-    assert download(server.url, path, SHA).read_bytes() == DATA
-
-
-@pytest.mark.parametrize("url, says", [
-    ("ftp://example.org/a", "must begin with http"), ("file:///etc/passwd", "must begin with http"),
-    ("http://127.0.0.1:9/a", "cannot be downloaded"), ("http://", "cannot be downloaded")])
-def test_download_from_nowhere(tmp_path, url, says):
-    with pytest.raises(CourseError, match=says):
-        download(url, tmp_path / "a", SHA)
-    assert not (tmp_path / "a").exists()
-
-
-def test_download_of_what_is_not_there(server, tmp_path):
-    with pytest.raises(CourseError, match="Not Found"):
-        download(server.url + "x", tmp_path / "a", SHA)
-    assert os.listdir(tmp_path) == []

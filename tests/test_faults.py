@@ -1,6 +1,6 @@
 """Faults of disks, memory and networks, really injected: what was saved stays sound, and one sentence says what happened."""
+
 import contextlib
-import hashlib
 import os
 import random
 import re
@@ -10,10 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,189 +18,39 @@ import torch
 from conftest import Outcome, course, fine, snapshot
 from running import PATIENCE, ROOT, running
 
-from llm_course.corpus import RECORD, CourseError, atomic_write, download, write_tales
-from llm_course.packing import write_shards
+from llm_course.checkpoint import save_checkpoint
+from llm_course.config import load_config
+from llm_course.files import RECORD, UserError, atomic_write
+from llm_course.integrity import load_verified
+from llm_course.pipeline import open_shards, start_run, train
+from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
+from llm_course.shards import write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import (CHECKPOINT_FILES, load_checkpoint, load_config, newest_checkpoint, open_shards, read_log,
-                                 save_checkpoint, start_run, step_folders, train)
-
-# Downloads, from a server on this machine that does what it is told
-
-BOOK = random.Random(0).randbytes(300_000)
-OTHER = random.Random(1).randbytes(300_000)
-SHA = hashlib.sha256(BOOK).hexdigest()
-
-
-class Scripted(BaseHTTPRequestHandler):
-    "Answers each request as the next of `script` says, and notes the ranges that were asked for."
-
-    def do_GET(self) -> None:
-        self.asked.append(self.headers["Range"])
-        start = int(self.headers["Range"][6:-1]) if self.headers["Range"] else 0
-        self.script.pop(0)(self, start)
-        self.close_connection = True
-
-    def answer(self, body: bytes, status: int = 200, **headers: object) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        "Say nothing."
-
-
-@pytest.fixture
-def scripted() -> Iterator[Callable]:
-    "A function: give it the answers, and it gives the address of a server, and the list of ranges that it is asked for."
-    servers = []
-
-    def start(*script: Callable) -> tuple[str, list]:
-        handler = type("Handler", (Scripted,), {"script": list(script), "asked": []})
-        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/book.bin", handler.asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def whole(body: bytes = BOOK, **lies: object) -> Callable:
-    "All that is asked for, from where it is asked for."
-    return lambda server, start: server.answer(body[start:], 206 if start else 200,
-                                               **{"Content_Length": len(body) - start, **lies})
-
-
-def no_ranges(body: bytes = BOOK, **lies: object) -> Callable:
-    "All of it, wherever one asked to begin."
-    return lambda server, start: server.answer(body, 200, **{"Content_Length": len(body), **lies})
-
-
-def cut(at: int, body: bytes = BOOK) -> Callable:
-    "So many bytes, and then the line goes dead."
-    return lambda server, start: server.answer(body[start:][:at], 206 if start else 200, Content_Length=len(body) - start)
-
-
-def stalls(at: int | None) -> Callable:
-    "So many bytes, or not even headers, and then nothing, without hanging up."
-    def act(server: Scripted, start: int) -> None:
-        if at is not None:
-            cut(at)(server, start)
-        time.sleep(1)
-    return act
-
-
-def says(raw: bytes) -> Callable:
-    "Bytes that need not be HTTP."
-    return lambda server, start: server.wfile.write(raw)
-
-
-def status(code: int, **headers: object) -> Callable:
-    "Nothing but a status."
-    return lambda server, start: server.answer(b"", code, Content_Length=0, **headers)
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-ARRIVES = {  # the answers of the server, and the ranges that it is asked for till all is there
-    "stalls in the middle": ([stalls(100_000), whole()], [None, "bytes=100000-"]),
-    "stalls before the first byte": ([stalls(None), whole()], [None, None]),
-    "hangs up at once": ([says(b""), whole()], [None, None]),
-    "is cut twice": ([cut(1), cut(1), whole()], [None, "bytes=1-", "bytes=2-"]),
-    "a chunk is cut": ([says(CHUNKED + b"8\r\n" + BOOK[:4]), whole()], [None, "bytes=4-"]),
-    "promises too much": ([no_ranges(Content_Length=400_000)], [None]),
-    "says no length": ([says(b"HTTP/1.0 200 OK\r\n\r\n" + BOOK)], [None]),
-    "says a length that is no number": ([no_ranges(Content_Length="many")], [None]),
-    "says a negative length": ([no_ranges(Content_Length=-5)], [None]),
-    "cannot go on": ([cut(1000), no_ranges()], [None, "bytes=1000-"]),
-    "redirects": ([status(302, Location="/elsewhere"), whole()], [None, None]),
-    "redirects in the middle": ([cut(1000), status(307, Location="/elsewhere"), whole()], [None, "bytes=1000-", "bytes=1000-"]),
-}
-
-
-@pytest.mark.parametrize("script, asked", ARRIVES.values(), ids=ARRIVES)
-def test_a_download_arrives_in_spite_of_a_server_that(script, asked, scripted, tmp_path):
-    "Each fault costs a try and no byte that came; at the end the file is right, and alone."
-    url, ranges = scripted(*script)
-    path = download(url, tmp_path / "book.bin", SHA, timeout=0.3)
-    assert path.read_bytes() == BOOK and ranges == asked and os.listdir(tmp_path) == ["book.bin"]
-
-
-FAILS = {  # the answers, what the sentence says, and how many bytes are kept for the next time
-    "stalls": ([stalls(1000), stalls(0), stalls(0)], r"broke off after 1,000 bytes \(nothing came for 0.3 seconds\)", 1000),
-    "never begins": ([stalls(None)] * 3, r"broke off after 0 bytes \(nothing came", None),
-    "cuts": ([cut(10)] * 3, r"broke off after 30 bytes \(the server hung up\)", 30),
-    "cuts a chunk": ([says(CHUNKED + b"8\r\n" + BOOK[:4])] * 3, r"broke off after 4 bytes \(the connection was cut\)", 4),
-    "promises too much": ([no_ranges(OTHER, Content_Length=400_000)] * 3,
-                          r"broke off after 300,000 bytes \(the server hung up", 300_000),
-    "promises too little": ([no_ranges(Content_Length=1000)], "SHA-256 of its 1,000 bytes is", None),
-    "sends wrong bytes": ([whole(OTHER)], "SHA-256 of its 300,000 bytes is", None),
-    "changes the file in between": ([cut(1000), whole(OTHER)], "SHA-256 of its 300,000 bytes is", None),
-    "goes on at the wrong place": ([cut(1000), lambda server, start: server.answer(BOOK[5:], 206)], "SHA-256 of its", None),
-    "is out of order": ([status(503)], "Service Unavailable", None),
-    "refuses the rest": ([cut(1000), status(403)], "Forbidden", 1000),
-    "speaks no HTTP": ([says(b"220 mail ready\r\n" * 9)], "the server does not speak HTTP", None),
-    "redirects for ever": ([status(302, Location="/book.bin")] * 30, "infinite loop", None),
-    "redirects to a file": ([status(302, Location="file:///etc/hostname")], "not allowed", None),
-}
-
-
-@pytest.mark.parametrize("script, told, kept", FAILS.values(), ids=FAILS)
-def test_a_download_fails_where_a_server(script, told, kept, scripted, tmp_path):
-    "One sentence says what happened; nothing stands under the name, what came stays aside, and the next call needs no help."
-    url, _ = scripted(*script)
-    with pytest.raises(CourseError, match=told) as error:
-        download(url, tmp_path / "book.bin", SHA, timeout=0.3)
-    assert url in str(error.value) and "\n" not in str(error.value)
-    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == ({} if kept is None else {"book.bin.part": kept})
-    url, _ = scripted(whole(), no_ranges())
-    assert download(url, tmp_path / "book.bin", SHA, timeout=0.3).read_bytes() == BOOK
-
-
-def test_a_download_whose_file_has_changed_since(scripted, tmp_path):
-    "The part of the old file is thrown away, and the new one is fetched whole in the same call."
-    with pytest.raises(CourseError):
-        download(scripted(cut(1000, OTHER))[0], tmp_path / "book.bin", SHA, tries=1, timeout=0.3)
-    url, asked = scripted(whole(), cut(10), whole())
-    assert download(url, tmp_path / "book.bin", SHA).read_bytes() == BOOK and asked == ["bytes=1000-", None, "bytes=10-"]
-
-
-def test_a_range_that_is_refused(scripted, tmp_path):
-    "A server that knows no ranges, and says 416 to each, is asked for the whole."
-    (tmp_path / "book.bin.part").write_bytes(BOOK[:1000])
-    url, asked = scripted(status(416), whole())
-    assert download(url, tmp_path / "book.bin", SHA).read_bytes() == BOOK and asked == ["bytes=1000-", None]
-
-
-@pytest.mark.parametrize("url", ["http://a..b/c", "http://[::1/c", "http://127.0.0.1/a b", "http://127.0.0.1:x/"])
-def test_a_download_from_what_is_no_url(url, tmp_path):
-    "It is said so."
-    with pytest.raises(CourseError, match="not a URL|not a valid"):
-        download(url, tmp_path / "book.bin", SHA)
-
+from llm_course.training import TrainState
 
 # What a file may replace
 
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 @pytest.mark.parametrize("behind_a_link", [False, True])
-def test_a_pipe_is_not_replaced(behind_a_link, scripted, tmp_path):
+def test_a_pipe_is_not_replaced(behind_a_link, tmp_path):
     "Nor is a device, as which a pipe stands here: root could rename a file into the place of /dev/null."
     os.mkfifo(place := tmp_path / "pipe")
     if behind_a_link:
         (link := tmp_path / "link").symlink_to(place)
     named = link if behind_a_link else place
-    with pytest.raises(CourseError, match="cannot be written: it is a device, a pipe or a socket"), atomic_write(named):
+    with (
+        pytest.raises(UserError, match="cannot be written: it is a device, a pipe or a socket"),
+        atomic_write(named),
+    ):
         raise AssertionError("the block must not run")
-    with pytest.raises(CourseError, match="a device, a pipe"):
-        download(scripted(whole())[0], named, SHA)
     assert stat.S_ISFIFO(place.stat().st_mode) and os.listdir(tmp_path).count("pipe") == 1
     assert len(os.listdir(tmp_path)) == 1 + behind_a_link
 
 
 # Disks
+
 
 class Disk:
     "A small disk of its own, in a mount namespace: `path` is its folder as the commands see it, `seen` the same from out here."
@@ -213,20 +60,30 @@ class Disk:
         script = f"mount -t tmpfs -o {options} none {shlex.quote(str(path))} && echo ready && exec sleep 600"
         for flags in ("-rm", "-m"):
             command = ["unshare", flags, "sh", "-c", script]
-            self.holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self.holder = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             if self.holder.stdout.readline():
                 break
             self.holder.wait()
         else:
             pytest.skip("this system lets nobody mount a small disk in a namespace")
         user = ["-U", "--preserve-credentials"] if flags == "-rm" else []
-        home = ["sh", "-c", 'cd "$0" && exec "$@"', str(path)]  # a process that enters stands in / at first
+        home = [
+            "sh",
+            "-c",
+            'cd "$0" && exec "$@"',
+            str(path),
+        ]  # a process that enters stands in / at first
         self.inside = ["nsenter", "-t", str(self.holder.pid), *user, "-m", *home]
         self.seen = Path(f"/proc/{self.holder.pid}/root{path}")
 
     def fill(self, leave: int = 0) -> None:
         "Take all room but `leave` bytes."
-        with open(self.seen / "ballast", "ab", buffering=0) as ballast, contextlib.suppress(OSError):
+        with (
+            open(self.seen / "ballast", "ab", buffering=0) as ballast,
+            contextlib.suppress(OSError),
+        ):
             while True:
                 ballast.write(bytes(1 << 16 if self.free() >= 1 << 16 else 4096))
         os.truncate(self.seen / "ballast", (self.seen / "ballast").stat().st_size - leave)
@@ -245,8 +102,13 @@ class Disk:
 
     def course(self, *args: object) -> Outcome:
         "A stage in a process of its own, from beginning to end, with the disk as its working folder."
-        done = subprocess.run([*self.inside, sys.executable, "-m", "llm_course", *map(str, args)], capture_output=True, text=True,
-                              timeout=PATIENCE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            [*self.inside, sys.executable, "-m", "llm_course", *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
 
@@ -270,10 +132,34 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
 
 def endless(trained: Path, out: Path, *more: object) -> list:
     "`train` with small steps and many saves, which will not end by itself."
-    return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32",
-            "--max_steps", 10**6, "--batch_size", 2, "--seq_len", 16,
-            "--save_every", 4, "--eval_every", 8, "--eval_sequences", 2, "--sample_every", 16,
-            "--log_every", 1, *more]
+    return [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        trained / "data/shards",
+        "--out",
+        out,
+        "--precision",
+        "fp32",
+        "--max_steps",
+        10**6,
+        "--batch_size",
+        2,
+        "--seq_len",
+        16,
+        "--save_every",
+        4,
+        "--eval_every",
+        8,
+        "--eval_sequences",
+        2,
+        "--sample_every",
+        16,
+        "--log_every",
+        1,
+        *more,
+    ]
 
 
 FAILED = r"(.*)step-\d+ cannot be written: "
@@ -292,7 +178,7 @@ def sound(out: Path) -> int:
 
 def sound_checkpoints(out: Path) -> int:
     "Load every checkpoint; how many there are."
-    return len([load_checkpoint(folder) for folder in step_folders(out)])
+    return len([load_verified(folder) for folder in step_folders(out)])
 
 
 def test_a_full_disk_in_the_middle_of_a_run(trained, disk, tmp_path):
@@ -302,9 +188,14 @@ def test_a_full_disk_in_the_middle_of_a_run(trained, disk, tmp_path):
     with running(*endless(trained, small.path / "out"), cwd=tmp_path, wrap=small.inside) as run:
         run.until(lambda: steps(out) >= 8)
         small.fill(leave=600_000)  # of one checkpoint's 1.5 MB
-        told = run.until(FAILED + r"No space left on device\. What was saved before is untouched\. The training goes on")
+        told = run.until(
+            FAILED
+            + r"No space left on device\. What was saved before is untouched\. The training goes on"
+        )
         stuck = steps(out)
-        run.until(lambda: run.told.count("The training goes on") > 20)  # long enough for the log to fail, too
+        run.until(
+            lambda: run.told.count("The training goes on") > 20
+        )  # long enough for the log to fail, too
         assert steps(out) == stuck and sound_checkpoints(out)
         assert str(small.path / "out") in told[1] and not list(out.glob(".*.tmp")), run.told
         small.make_room()
@@ -342,12 +233,26 @@ def test_a_disk_that_stays_full(trained, disk, tmp_path):
     "A run whose last save fails ends with one line and status 2; the old checkpoint is there to go on from."
     small = disk("size=12m")
     out = small.seen / "out"
-    command = endless(trained, small.path / "out", "--max_steps", 100, "--save_every", 50, "--eval_every", 0, "--sample_every", 0)
+    command = endless(
+        trained,
+        small.path / "out",
+        "--max_steps",
+        100,
+        "--save_every",
+        50,
+        "--eval_every",
+        0,
+        "--sample_every",
+        0,
+    )
     with running(*command, cwd=tmp_path, wrap=small.inside) as run:
         run.until(lambda: steps(out) == 50)
         small.fill()
         assert run.end() == 2, run.told
-    assert re.search(r"llm-course train: .*step-000100 cannot be written: No space left on device\.", run.lines[-1]), run.told
+    assert re.search(
+        r"llm-course train: .*step-000100 cannot be written: No space left on device\.",
+        run.lines[-1],
+    ), run.told
     assert "Traceback" not in run.told and steps(out) == 50 and sound_checkpoints(out) == 1
     small.make_room()
     done = course(*command, "--resume", "--out", out, cwd=tmp_path)
@@ -356,33 +261,41 @@ def test_a_disk_that_stays_full(trained, disk, tmp_path):
 
 def test_latest_where_links_are_refused_and_the_disk_is_full(trained, disk, monkeypatch):
     "`latest` is then a copy, for which there may be no room: the checkpoint itself is whole, and the next save mends `latest`."
+
     def refuse(*args: object, **named: object) -> None:
         raise OSError("links are refused")
+
     monkeypatch.setattr(Path, "symlink_to", refuse)
     small = disk("size=30m")
-    run = start_run(load_config("tiny", {"precision": "fp32", "keep": 9}), trained / "data/shards", torch.device("cpu"), say=list)
-    out = small.seen / "out"
-    save_checkpoint(run, out)
-    run.step = 1
+    config = load_config("tiny", {"precision": "fp32", "keep_checkpoints": 9})
+    start = start_run(config, trained / "data/shards", torch.device("cpu"), log=list)
+    out, model = small.seen / "out", start.trainer.model
+    save = lambda step: save_checkpoint(
+        out, model, start.tokenizer, config.training, TrainState(step), start.trainer.optimizers
+    )
+    save(0)
     size = sum(file.stat().st_size for file in (out / "step-000000").iterdir())
     small.fill(leave=int(1.5 * size))
-    with pytest.raises(CourseError, match=r"latest cannot be written: .*No space left on device"):
-        save_checkpoint(run, out)
-    assert load_checkpoint(out / "step-000001").step == 1 and load_checkpoint(out / "latest").step == 0
+    with pytest.raises(UserError, match=r"latest cannot be written: .*No space left on device"):
+        save(1)
+    assert load_verified(out / "step-000001").step == 1 and load_verified(out / "latest").step == 0
     small.make_room()
-    run.step = 2
-    save_checkpoint(run, out)
-    assert load_checkpoint(out / "latest").step == 2
+    save(2)
+    assert load_verified(out / "latest").step == 2
 
 
 def test_a_disk_without_inodes(trained, disk, tmp_path):
     "No more files can be made: whichever file of a save that stops, it is said, nothing half stays, and later saves succeed."
     small = disk("size=50m,nr_inodes=60")
     out = small.seen / "out"
-    with running(*endless(trained, small.path / "out", "--sample_every", 0), cwd=tmp_path, wrap=small.inside) as run:
+    with running(
+        *endless(trained, small.path / "out", "--sample_every", 0), cwd=tmp_path, wrap=small.inside
+    ) as run:
         run.until(lambda: steps(out) >= 12)
         last = steps(out)
-        for spare in range(10, -1, -1):  # files that a save may make before it fails: eight, their folder and the link
+        for spare in range(
+            10, -1, -1
+        ):  # files that a save may make before it fails: eight, their folder and the link
             files = [small.seen / f"file-{i}" for i in range(60)]
             with contextlib.suppress(OSError):
                 for file in files:
@@ -399,11 +312,18 @@ def test_a_disk_without_inodes(trained, disk, tmp_path):
         run.send(signal.SIGTERM)
         assert run.end() == 143, run.told
     assert "Traceback" not in run.told and "[(" not in run.told, run.told
-    assert sound(out) >= 2 and os.readlink(out / "latest") == newest_checkpoint(out).name and not list(out.glob(".*.tmp"))
+    assert (
+        sound(out) >= 2
+        and os.readlink(out / "latest") == newest_checkpoint(out).name
+        and not list(out.glob(".*.tmp"))
+    )
 
 
-STAGES = {"corpus": ("--stories 400", "data/raw"), "tokenizer": ("--vocab_size 500", "artifacts/tokenizer"),
-          "prepare": ("--seq_len 16 --val data/raw/val.txt", "data/shards")}
+STAGES = {
+    "corpus": ("--stories 400", "data/raw"),
+    "tokenizer": ("--vocab_size 500", "artifacts/tokenizer"),
+    "prepare": ("--seq_len 16 --val data/raw/val.txt", "data/shards"),
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -421,7 +341,9 @@ def test_a_full_disk_in_an_earlier_stage(stage, trained, disk):
             assert leave == 20_000
             continue
         assert done.code == 2 and len(done.lines) == 1, done.err
-        assert re.match(rf"llm-course {stage}: .*{made}.* No space left on device\.", done.lines[0]), done.lines
+        assert re.match(
+            rf"llm-course {stage}: .*{made}.* No space left on device\.", done.lines[0]
+        ), done.lines
         assert snapshot(small.seen) == before
         small.make_room()
     fine(small.course(*command))
@@ -436,10 +358,15 @@ def test_a_read_only_disk(stage, trained, disk):
         shutil.copytree(trained / folder, small.seen / folder, symlinks=True)
     before = snapshot(small.seen)
     small.mount("-o", "remount,ro", str(small.path))
-    args, made = {**STAGES, "train": ("--config tiny --resume --max_steps 9", "artifacts/checkpoints")}[stage]
+    args, made = {
+        **STAGES,
+        "train": ("--config tiny --resume --max_steps 9", "artifacts/checkpoints"),
+    }[stage]
     done = small.course(stage, *args.split())
     assert done.code == 2 and len(done.lines) == 1, done.err
-    assert re.match(rf"llm-course {stage}: .*{made}.* Read-only file system\.", done.lines[0]), done.lines
+    assert re.match(rf"llm-course {stage}: .*{made}.* Read-only file system\.", done.lines[0]), (
+        done.lines
+    )
     assert snapshot(small.seen) == before
 
 
@@ -451,7 +378,10 @@ def test_a_disk_that_becomes_read_only(trained, disk, tmp_path):
         run.until(lambda: steps(out) >= 8)
         small.mount("--bind", str(small.path), str(small.path))
         small.mount("-o", "remount,bind,ro", str(small.path))
-        run.until(FAILED + r"Read-only file system\. What was saved before is untouched\. The training goes on")
+        run.until(
+            FAILED
+            + r"Read-only file system\. What was saved before is untouched\. The training goes on"
+        )
         small.mount("-o", "remount,bind,rw", str(small.path))
         stuck = steps(out)
         run.until(lambda: steps(out) > stuck + 8)
@@ -460,18 +390,22 @@ def test_a_disk_that_becomes_read_only(trained, disk, tmp_path):
     assert "Traceback" not in run.told and sound(out) >= 2
 
 
-DELETED = {"the newest checkpoint": lambda out: shutil.rmtree(newest_checkpoint(out)),
-           "one file of it": lambda out: (newest_checkpoint(out) / "model.safetensors").unlink(),
-           "latest": lambda out: (out / "latest").unlink(),
-           "the log": lambda out: (out / "log.jsonl").unlink(),
-           "the lock": lambda out: (out / ".lock").unlink(),
-           "all of it": lambda out: os.rename(out, out.with_name("elsewhere"))}
+DELETED = {
+    "the newest checkpoint": lambda out: shutil.rmtree(newest_checkpoint(out)),
+    "one file of it": lambda out: (newest_checkpoint(out) / "model.safetensors").unlink(),
+    "latest": lambda out: (out / "latest").unlink(),
+    "the log": lambda out: (out / "log.jsonl").unlink(),
+    "the lock": lambda out: (out / ".lock").unlink(),
+    "all of it": lambda out: os.rename(out, out.with_name("elsewhere")),
+}
 
 
 def test_deleted_under_a_run(trained, tmp_path):
     "Somebody tidies up, again and again. The run goes on, its next checkpoints are whole, and `latest` names the newest."
     out = tmp_path / "out"
-    with running(*endless(trained, out, "--save_every", 20, "--sample_every", 0), cwd=tmp_path) as run:
+    with running(
+        *endless(trained, out, "--save_every", 20, "--sample_every", 0), cwd=tmp_path
+    ) as run:
         run.until(lambda: steps(out) >= 20)
         for delete in DELETED.values():
             before = steps(out)
@@ -487,8 +421,18 @@ def test_a_checkpoint_with_a_file_missing_is_named(trained, tmp_path):
     "`--resume` does not begin afresh, nor go on from something older without a word: it says which file, and what to do."
     shutil.copytree(trained / "artifacts/checkpoints", tmp_path / "out", symlinks=True)
     (tmp_path / "out/step-000008/trainer.pt").unlink()
-    command = ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", tmp_path / "out", "--max_steps", 8,
-               "--resume"]
+    command = [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        trained / "data/shards",
+        "--out",
+        tmp_path / "out",
+        "--max_steps",
+        8,
+        "--resume",
+    ]
     done = course(*command, cwd=tmp_path)
     assert done.code == 2 and "step-000008/trainer.pt cannot be read" in done.lines[-1], done.err
     shutil.rmtree(tmp_path / "out/step-000008")
@@ -518,11 +462,18 @@ def test_an_fsync_that_fails(trained, tmp_path):
     if not compiler or not sys.platform.startswith("linux"):
         pytest.skip("needs a C compiler, and a system that preloads libraries")
     (tmp_path / "fsync.c").write_text(FSYNC)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "fsync.so", tmp_path / "fsync.c", "-ldl"], check=True)
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-o", tmp_path / "fsync.so", tmp_path / "fsync.c", "-ldl"],
+        check=True,
+    )
     switch, out = tmp_path / "switch", tmp_path / "out"
     told = r"step-(\d+) cannot be written: Input/output error\. What was saved before is untouched\. The training goes on"
-    with running(*endless(trained, out, "--keep", 100, "--sample_every", 0), cwd=tmp_path, LD_PRELOAD=str(tmp_path / "fsync.so"),
-                 FAULT_SWITCH=str(switch)) as run:
+    with running(
+        *endless(trained, out, "--keep_checkpoints", 100, "--sample_every", 0),
+        cwd=tmp_path,
+        LD_PRELOAD=str(tmp_path / "fsync.so"),
+        FAULT_SWITCH=str(switch),
+    ) as run:
         run.until(lambda: steps(out) >= 8)
         switch.touch()
         run.until(lambda: len(re.findall(told, run.told)) >= 20)
@@ -537,22 +488,48 @@ def test_an_fsync_that_fails(trained, tmp_path):
 
 # Memory
 
+
 def test_out_of_memory_says_what_fits(trained, tmp_path):
     "On a CPU with a bound on its memory: the sentence names a micro batch size, and with that the same command works."
     resource = pytest.importorskip("resource", reason="this system bounds no process's memory")
-    probe = "import os, resource, torch; x = torch.ones(64, 64, requires_grad=True); (x @ x).sum().backward();" \
-            "print(open('/proc/self/statm').read().split()[0] if os.path.exists('/proc/self/statm') else '')"
-    used = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path).stdout.strip()
+    probe = (
+        "import os, resource, torch; x = torch.ones(64, 64, requires_grad=True); (x @ x).sum().backward();"
+        "print(open('/proc/self/statm').read().split()[0] if os.path.exists('/proc/self/statm') else '')"
+    )
+    used = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path
+    ).stdout.strip()
     if not used:
         pytest.skip("this system does not say how much address space a process has")
     bound = int(used) * resource.getpagesize() + 250_000_000
-    limited = ["-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({bound}, {bound}))\n"
-                     "from llm_course.cli import main; main()"]
-    command = ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", tmp_path / "out", "--precision", "fp32",
-               "--batch_size", 512, "--max_steps", 3, "--warmup_steps", 0]
+    limited = [
+        "-c",
+        f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({bound}, {bound}))\n"
+        "from llm_course.cli import main; main()",
+    ]
+    command = [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        trained / "data/shards",
+        "--out",
+        tmp_path / "out",
+        "--precision",
+        "fp32",
+        "--batch_size",
+        512,
+        "--max_steps",
+        3,
+        "--warmup_steps",
+        0,
+    ]
     with running(*command, cwd=tmp_path, python=limited) as run:
         assert run.end() == 2, run.told
-    found = re.search(r"512 sequences of 64 tokens does not fit into memory: --micro_batch_size (\d+) does", run.lines[-1])
+    found = re.search(
+        r"512 sequences of 64 tokens does not fit into memory: --micro_batch_size (\d+) does",
+        run.lines[-1],
+    )
     assert found and "Traceback" not in run.told, run.told
     with running(*command, "--micro_batch_size", found[1], cwd=tmp_path, python=limited) as run:
         assert run.end() == 0, run.told
@@ -561,15 +538,41 @@ def test_out_of_memory_says_what_fits(trained, tmp_path):
 
 # Bits
 
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Callable, Path]]:
     "Shards and a checkpoint so small that they can be read again for each bit; and how each is loaded."
-    folder, documents = tmp_path_factory.mktemp("bits"), write_tales(0, 40)
-    write_shards(documents[:30], train_tokenizer(documents, 330), folder / "shards", val_documents=documents[30:], seq_len=16)
-    fields = {"n_layers": 1, "d_model": 4, "n_heads": 1, "n_kv_heads": 1, "d_ff": 4, "seq_len": 16,
-              "max_steps": 1, "precision": "fp32", "batch_size": 2}
-    result = train(load_config("tiny", fields), folder / "shards", folder / "out", device="cpu", progress=False, say=list)
-    return {"shards": (load_shards, folder / "shards"), "checkpoint": (load_checkpoint, result.checkpoint)}
+    folder, documents = tmp_path_factory.mktemp("bits"), sample_tales(0, 40)
+    write_shards(
+        documents[:30],
+        train_tokenizer(documents, 330),
+        folder / "shards",
+        val_documents=documents[30:],
+        seq_len=16,
+    )
+    fields = {
+        "n_layers": 1,
+        "d_model": 4,
+        "n_heads": 1,
+        "n_kv_heads": 1,
+        "d_ff": 4,
+        "seq_len": 16,
+        "max_steps": 1,
+        "precision": "fp32",
+        "batch_size": 2,
+    }
+    result = train(
+        load_config("tiny", fields),
+        folder / "shards",
+        folder / "out",
+        device="cpu",
+        progress=False,
+        log=list,
+    )
+    return {
+        "shards": (load_shards, folder / "shards"),
+        "checkpoint": (load_verified, result.checkpoint),
+    }
 
 
 def load_shards(folder: Path) -> None:
@@ -585,8 +588,10 @@ def faults(file: Path, many: int) -> Iterator[tuple[str, bytes]]:
     for bit in bits if len(bits) <= many else draw.sample(bits, many):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
-        yield f"bit {bit % 8} of byte {bit // 8}, {good[bit // 8:][:1]!r}, flipped", bytes(bad)
-    for length in lengths if len(lengths) <= many else [*draw.sample(lengths[:-1], many - 1), lengths[-1]]:
+        yield f"bit {bit % 8} of byte {bit // 8}, {good[bit // 8 :][:1]!r}, flipped", bytes(bad)
+    for length in (
+        lengths if len(lengths) <= many else [*draw.sample(lengths[:-1], many - 1), lengths[-1]]
+    ):
         yield f"cut to {length} of {len(good)} bytes", good[:length]
 
 
@@ -600,7 +605,7 @@ def undetected(load: Callable, folder: Path, name: str, many: int) -> list[str]:
             try:
                 load(folder)
                 found.append(fault)
-            except CourseError as error:
+            except UserError as error:
                 if name not in str(error):
                     found.append(f"{fault}: {error}")
             except Exception as error:
@@ -611,13 +616,23 @@ def undetected(load: Callable, folder: Path, name: str, many: int) -> list[str]:
     return found
 
 
-SHARD_FILES = ("train-00000.bin", "train-00000.idx", "val-00000.bin", "val-00000.idx", "tokenizer.model", "manifest.json")
-FILES = [*(("checkpoint", name) for name in (*CHECKPOINT_FILES, "manifest.json")), *(("shards", name) for name in SHARD_FILES)]
+SHARD_FILES = (
+    "train-00000.bin",
+    "train-00000.idx",
+    "val-00000.bin",
+    "val-00000.idx",
+    "tokenizer.model",
+    "manifest.json",
+)
+FILES = [
+    *(("checkpoint", name) for name in (*CHECKPOINT_FILES, "manifest.json")),
+    *(("shards", name) for name in SHARD_FILES),
+]
 
 
 @pytest.mark.parametrize("what, name", FILES)
 def test_bits_and_lengths(what, name, small):
-    "100 flipped bits and 100 truncations of every file are refused at load, with the file's name, as nothing but a CourseError."
+    "100 flipped bits and 100 truncations of every file are refused at load, with the file's name, as nothing but a UserError."
     assert undetected(*small[what], name, 100) == []
 
 
@@ -625,4 +640,9 @@ def test_bits_and_lengths(what, name, small):
 @pytest.mark.parametrize("what, name", FILES)
 def test_every_bit_and_every_length(what, name, small):
     "The same for each bit and each length of a small file, and for 2,000 of each of a larger one."
-    assert undetected(*small[what], name, 10**6 if (small[what][1] / name).stat().st_size < 4000 else 2000) == []
+    assert (
+        undetected(
+            *small[what], name, 10**6 if (small[what][1] / name).stat().st_size < 4000 else 2000
+        )
+        == []
+    )

@@ -27,31 +27,36 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import Corpus, CourseError, write_tales
-from llm_course.gpt import ModelConfig
-from llm_course.packing import Manifest, Shards, TokenFiles, read_ends, read_index, sealed, write_ends, write_index, write_shards
-from llm_course.tokenizer import Tokenizer, huggingface_files, train_tokenizer
-from llm_course.training import (
-    Config,
-    Stages,
-    TrainingConfig,
-    json_bytes,
-    load_checkpoint,
-    load_config,
-    pick_device,
-    prune,
-    read_json,
-    read_log,
-    resume_run,
-    start_run,
-    train,
+from llm_course.checkpoint import json_bytes
+from llm_course.config import Config, ModelConfig, TrainingConfig, load_config
+from llm_course.corpus import Corpus
+from llm_course.demo import StageCache
+from llm_course.device import pick_device
+from llm_course.files import UserError, read_json, with_checksum
+from llm_course.integrity import load_verified
+from llm_course.pipeline import resume_run, start_run, train
+from llm_course.preparation import TokenFiles, huggingface_files
+from llm_course.runs import prune, read_log
+from llm_course.shards import (
+    Manifest,
+    TokenDataset,
+    read_ends,
+    read_index,
+    write_ends,
+    write_index,
+    write_shards,
 )
+from llm_course.tales import sample_tales
+from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 resource = pytest.importorskip("resource")  # it limits a process's memory; Windows has none
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = int(os.environ.get("LLM_COURSE_CASES", 300))  # of each reader
-SECONDS, ROOM = 20, 2**30  # what one case may take: time, and bytes of memory beyond what the process has
+SECONDS, ROOM = (
+    20,
+    2**30,
+)  # what one case may take: time, and bytes of memory beyond what the process has
 fuzzed = settings(
     max_examples=CASES,
     deadline=None,
@@ -72,11 +77,14 @@ KEPT: dict[str, object] = {}  # what the reading process makes once
 
 
 def reads_config(folder: Path) -> None:
-    load_config(folder / "config.json", {"lr": "1e-3", "d_model": 8, "max_steps": "5"} if (folder / "flags").exists() else {})
+    load_config(
+        folder / "config.json",
+        {"lr": "1e-3", "d_model": 8, "max_steps": "5"} if (folder / "flags").exists() else {},
+    )
 
 
 def reads_checkpoint(folder: Path) -> None:
-    found = load_checkpoint(folder)
+    found = load_verified(folder)
     assert type(found.step) is int and found.step >= 0, f"a step is {found.step!r}"
     assert found.config.model.n_params == sum(p.numel() for p in found.model.parameters())
     found.tokenizer.decode(found.tokenizer.encode("Once upon a time"))
@@ -84,13 +92,24 @@ def reads_checkpoint(folder: Path) -> None:
 
 def resumes(folder: Path) -> None:
     if "run" not in KEPT:
-        KEPT["run"] = start_run(load_config(folder / "run.json"), folder / "shards", pick_device("cpu"), say=quiet)
-    run = KEPT["run"]
-    resume_run(run, folder / "step-000002", quiet)
-    assert all(type(count) is int for count in (run.step, run.max_steps, run.skipped, run.in_a_row))
+        KEPT["run"] = start_run(
+            load_config(folder / "run.json"), folder / "shards", pick_device("cpu"), log=quiet
+        )
+    start = KEPT["run"]
+    trainer, run = start.trainer, start.trainer.state
+    resume_run(trainer, start.tokenizer, folder / "step-000002", quiet)
+    assert all(
+        type(count) is int
+        for count in (run.step, run.max_steps, run.skipped, run.consecutive_skips)
+    )
     assert 0 <= run.step <= run.max_steps
-    assert type(run.sequences) is int and type(run.tokens) is float and 0 <= run.sequences and 0 <= run.tokens
-    for optimizer in run.optimizers:
+    assert (
+        type(run.sequences) is int
+        and type(run.tokens) is float
+        and 0 <= run.sequences
+        and 0 <= run.tokens
+    )
+    for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             group["params"][0].grad = group["params"][0].detach() * 0
         optimizer.step()
@@ -98,7 +117,7 @@ def resumes(folder: Path) -> None:
 
 def reads_shards(folder: Path) -> None:
     for split in Manifest.load(folder).splits:
-        shards = Shards(folder, split)
+        shards = TokenDataset(folder, split)
         assert shards.tokens >= 0 and shards.documents >= 0, "there are fewer than none"
         for i in {0, len(shards) // 2, len(shards) - 1} & set(range(min(len(shards), 10**6))):
             assert shards[i].shape == (shards.seq_len + 1,)
@@ -133,15 +152,17 @@ def reads_tokenizer(folder: Path) -> None:
 
 def reads_corpus(folder: Path) -> None:
     refusal = None
-    for name, form in [("x.txt", form) for form in ("auto", "line", "blank", "file", "<|endoftext|>")] + [("x.jsonl", "auto")]:
+    for name, form in [
+        ("x.txt", form) for form in ("auto", "line", "blank", "file", "<|endoftext|>")
+    ] + [("x.jsonl", "auto")]:
         for errors in ("strict", "replace"):
             try:
                 for document in Corpus(folder / name, form, errors):
                     assert document and "\0" not in document or form == "auto" and name == "x.jsonl"
-            except CourseError as error:
+            except UserError as error:
                 refusal = str(error)  # the error itself would keep the text alive
     if refusal:
-        raise CourseError(refusal)
+        raise UserError(refusal)
 
 
 def reads_log(folder: Path) -> None:
@@ -152,7 +173,7 @@ def reads_log(folder: Path) -> None:
 
 
 def reads_stages(folder: Path) -> None:
-    Stages(folder / "stages.json", False, quiet).unchanged("corpus", [folder], {"n": 1})
+    StageCache(folder / "stages.json", False, quiet).unchanged("corpus", [folder], {"n": 1})
 
 
 def reads_object(folder: Path) -> None:
@@ -160,11 +181,18 @@ def reads_object(folder: Path) -> None:
 
 
 def reads_latest(folder: Path) -> None:
-    load_checkpoint(folder / "latest")
+    load_verified(folder / "latest")
 
 
 def trains(folder: Path) -> None:
-    train(load_config(folder / "run.json"), folder / "shards", folder / "out", device="cpu", progress=False, say=quiet)
+    train(
+        load_config(folder / "run.json"),
+        folder / "shards",
+        folder / "out",
+        device="cpu",
+        progress=False,
+        log=quiet,
+    )
 
 
 READERS = {
@@ -202,9 +230,12 @@ WRITES = {
 }
 CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"}
 PROGRAM = tuple(
-    os.path.realpath(place) for place in (sys.prefix, sys.base_prefix, ROOT / "llm_course", "/proc", "/sys", "/usr", "/dev")
+    os.path.realpath(place)
+    for place in (sys.prefix, sys.base_prefix, ROOT / "llm_course", "/proc", "/sys", "/usr", "/dev")
 )
-IDLE = "torchinductor"  # in the name of a folder that torch makes when it first imports its compiler
+IDLE = (
+    "torchinductor"  # in the name of a folder that torch makes when it first imports its compiler
+)
 
 
 def serve(pipe: object) -> None:
@@ -216,10 +247,22 @@ def serve(pipe: object) -> None:
             return
         if event in CALLS:
             strayed.append(f"{event} {args}"[:200])
-        for path in args[:2] if event in ("os.rename", "os.link") else args[:1] if event in WRITES else ():
-            place = os.path.realpath(os.fsdecode(path)) if isinstance(path, str | bytes | os.PathLike) else inside
-            reading = event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if not f"{place}/".startswith(f"{inside}/") and IDLE not in place and not (reading and place.startswith(PROGRAM)):
+        for path in (
+            args[:2] if event in ("os.rename", "os.link") else args[:1] if event in WRITES else ()
+        ):
+            place = (
+                os.path.realpath(os.fsdecode(path))
+                if isinstance(path, str | bytes | os.PathLike)
+                else inside
+            )
+            reading = event == "open" and not (args[2] or 0) & (
+                os.O_WRONLY | os.O_RDWR | os.O_CREAT
+            )
+            if (
+                not f"{place}/".startswith(f"{inside}/")
+                and IDLE not in place
+                and not (reading and place.startswith(PROGRAM))
+            ):
                 strayed.append(f"{event} {place}")
 
     warnings.simplefilter("ignore")
@@ -235,10 +278,14 @@ def serve(pipe: object) -> None:
             inside = os.path.realpath(folder)
             READERS[name](Path(folder))
             answer = "taken"
-        except CourseError as error:
+        except UserError as error:
             answer = "refused" if str(error).strip() else "refused without a word"
         except BaseException as error:
-            ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "llm_course" in frame.filename]
+            ours = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if "llm_course" in frame.filename
+            ]
             where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in ours[::-1][:3])
             answer = f"{type(error).__name__} in {where}: {error!s:.200}"
         inside = ""
@@ -269,7 +316,11 @@ class Reading:
     def peak(self) -> int:
         "The most memory that the process has ever had, in bytes, without what it shares; 0 where the system does not tell."
         status = Path(f"/proc/{self.process.pid}/status")
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) if status.exists() else 0
+        return (
+            1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+            if status.exists()
+            else 0
+        )
 
     def outcome(self, reader: Callable, folder: Path, seconds: int = SECONDS) -> str:
         "How it ends when `reader` opens what lies in `folder`."
@@ -305,13 +356,33 @@ def reading() -> Iterator[Reading]:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A finished run of a very small model: shards, two checkpoints, a log; and the same model as a folder of another program."
-    root, tales = tmp_path_factory.mktemp("good"), write_tales(0, 60)
-    tokenizer = train_tokenizer(tales, 400, say=quiet)
-    write_shards(tales[:50], tokenizer, root / "shards", val_documents=tales[50:], seq_len=16, shard_tokens=2500)
-    shape = ModelConfig(n_layers=1, d_model=8, n_heads=2, n_kv_heads=1, d_ff=12, vocab_size=tokenizer.vocab_size, seq_len=16)
-    config = Config(shape, TrainingConfig(batch_size=2, max_steps=4, warmup_steps=1, precision="fp32", log_every=1, save_every=2))
+    root, tales = tmp_path_factory.mktemp("good"), sample_tales(0, 60)
+    tokenizer = train_tokenizer(tales, 400, log=quiet)
+    write_shards(
+        tales[:50],
+        tokenizer,
+        root / "shards",
+        val_documents=tales[50:],
+        seq_len=16,
+        shard_tokens=2500,
+    )
+    shape = ModelConfig(
+        n_layers=1,
+        d_model=8,
+        n_heads=2,
+        n_kv_heads=1,
+        d_ff=12,
+        vocab_size=tokenizer.vocab_size,
+        seq_len=16,
+    )
+    config = Config(
+        shape,
+        TrainingConfig(
+            batch_size=2, max_steps=4, warmup_steps=1, precision="fp32", log_every=1, save_every=2
+        ),
+    )
     (root / "run.json").write_text(json.dumps(asdict(config)))
-    train(config, root / "shards", root / "run", device="cpu", progress=False, say=quiet)
+    train(config, root / "shards", root / "run", device="cpu", progress=False, log=quiet)
     shutil.copytree(root / "run/step-000004", root / "other")
     for ours in ("manifest.json", "trainer.pt"):
         (root / "other" / ours).unlink()
@@ -330,12 +401,17 @@ def seal(folder: Path, *names: str, **fields: object) -> None:
     for name in names:
         data = (folder / name).read_bytes()
         manifest["files"][name] = {"size": len(data), "sha256": sha256(data).hexdigest()}
-    (folder / "manifest.json").write_bytes(json_bytes(sealed({**manifest, **fields})))
+    (folder / "manifest.json").write_bytes(json_bytes(with_checksum({**manifest, **fields})))
 
 
 def seal_shards(manifest: object) -> bytes:
     "The manifest of shards with a seal of its own."
-    return json.dumps(sealed(manifest) if isinstance(manifest, dict) else manifest, indent=1).encode() + b"\n"
+    return (
+        json.dumps(
+            with_checksum(manifest) if isinstance(manifest, dict) else manifest, indent=1
+        ).encode()
+        + b"\n"
+    )
 
 
 # Changes: of bytes, of JSON, of safetensors, of pickles, of protocol buffers
@@ -358,7 +434,10 @@ ODD = st.one_of(
     st.floats(),
     st.recursive(
         st.sampled_from([0, 1, "a", None]),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "step", "text"]), inner, max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["a", "step", "text"]), inner, max_size=3)
+        ),
         max_leaves=5,
     ),
 )
@@ -385,13 +464,23 @@ def bent(draw: Callable, data: bytes) -> bytes:
             piece = draw(PIECES)
             data = data[:at] + piece + data[at + (len(piece) if kind == "over" else 0) :]
         else:
-            data = {"leave": data[:at] + data[end:], "double": data[:end] + data[at:], "cut": data[:at]}.get(kind, data)
+            data = {
+                "leave": data[:at] + data[end:],
+                "double": data[:end] + data[at:],
+                "cut": data[:at],
+            }.get(kind, data)
     return data
 
 
 def places(value: object) -> list[tuple[dict | list, object]]:
     "Each container inside a value, with each of its keys."
-    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    keys = (
+        list(value)
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    )
     return [found for key in keys for found in [(value, key), *places(value[key])]]
 
 
@@ -404,7 +493,11 @@ def twisted(draw: Callable, value: object) -> object:
         if not inside:
             return draw(ODD)
         where, key = draw(st.sampled_from(inside))
-        kind = draw(st.sampled_from(["replace", "replace", "replace", "replace", "leave", "rename", "swap", "double"]))
+        kind = draw(
+            st.sampled_from(
+                ["replace", "replace", "replace", "replace", "leave", "rename", "swap", "double"]
+            )
+        )
         if kind == "replace":
             where[key] = draw(ODD)
         elif kind == "leave":
@@ -449,12 +542,28 @@ def hostile_tensors(draw: Callable, data: bytes) -> bytes:
         return tensors(draw(hostile_json(header)), body)
     if kind == "types":
         types = st.sampled_from(
-            ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "F8_E8M0", "F4", "C64", "U64", "F6_E2M3"]
+            [
+                "F64",
+                "F32",
+                "F16",
+                "BF16",
+                "I64",
+                "U8",
+                "BOOL",
+                "F8_E4M3",
+                "F8_E8M0",
+                "F4",
+                "C64",
+                "U64",
+                "F6_E2M3",
+            ]
         )
         told = json.loads(header)
         one = draw(st.sampled_from([name for name in told if name != "__metadata__"]))
         told[one]["dtype"] = draw(types)
-        wide = {"F64": 2, "I64": 2, "C64": 2, "U64": 2, "F16": 0.5, "BF16": 0.5, "F32": 1}.get(told[one]["dtype"], 0.25)
+        wide = {"F64": 2, "I64": 2, "C64": 2, "U64": 2, "F16": 0.5, "BF16": 0.5, "F32": 1}.get(
+            told[one]["dtype"], 0.25
+        )
         begin, end = told[one]["data_offsets"]
         grown = int((end - begin) * wide)
         for name, entry in told.items():
@@ -463,23 +572,47 @@ def hostile_tensors(draw: Callable, data: bytes) -> bytes:
                     o + (grown - end + begin if o >= end and (name, k) != (one, 0) else 0)
                     for k, o in enumerate(entry["data_offsets"])
                 ]
-        return tensors(as_json(told), body[:begin] + body[begin:end].ljust(grown, b"\1")[:grown] + body[end:])
+        return tensors(
+            as_json(told), body[:begin] + body[begin:end].ljust(grown, b"\1")[:grown] + body[end:]
+        )
     if kind == "length":
         return tensors(
             header,
             body,
             draw(
                 st.sampled_from(
-                    [0, 1, size - 1, size + 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64 - 9, 2**64 - 1, 99_999_999, 100_000_001]
+                    [
+                        0,
+                        1,
+                        size - 1,
+                        size + 1,
+                        2**31,
+                        2**40,
+                        2**63 - 1,
+                        2**63,
+                        2**64 - 9,
+                        2**64 - 1,
+                        99_999_999,
+                        100_000_001,
+                    ]
                 )
             ),
         )
-    return {"bent": draw(bent(data)), "random": draw(st.binary(max_size=60)), "body": tensors(header, draw(bent(body)))}[kind]
+    return {
+        "bent": draw(bent(data)),
+        "random": draw(st.binary(max_size=60)),
+        "body": tensors(header, draw(bent(body))),
+    }[kind]
 
 
-def rezipped(data: bytes, change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+def rezipped(
+    data: bytes, change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STORED
+) -> bytes:
     "A zip file whose members have been changed, with checksums that are right."
-    with zipfile.ZipFile(BytesIO(data)) as old, zipfile.ZipFile(buffer := BytesIO(), "w", method) as new:
+    with (
+        zipfile.ZipFile(BytesIO(data)) as old,
+        zipfile.ZipFile(buffer := BytesIO(), "w", method) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, change(name, old.read(name)))
     return buffer.getvalue()
@@ -490,12 +623,18 @@ def hostile_pickle(draw: Callable, data: bytes, state: dict) -> bytes:
     "A trainer.pt with other values, a bent pickle inside it, or bent itself."
     import torch
 
-    kind = draw(st.sampled_from(["values", "values", "values", "inside", "inside", "bent", "random", "plain"]))
+    kind = draw(
+        st.sampled_from(
+            ["values", "values", "values", "inside", "inside", "bent", "random", "plain"]
+        )
+    )
     if kind == "values":
         torch.save(draw(twisted(state)), buffer := BytesIO())
         return buffer.getvalue()
     if kind == "inside":
-        member = draw(st.sampled_from(["data.pkl", "data.pkl", "data.pkl", "version", "byteorder", "data/0"]))
+        member = draw(
+            st.sampled_from(["data.pkl", "data.pkl", "data.pkl", "version", "byteorder", "data/0"])
+        )
         return rezipped(data, lambda name, old: draw(bent(old)) if name.endswith(member) else old)
     if kind == "plain":
         return draw(bent(pickle.dumps(draw(ODD), protocol=draw(st.integers(0, 5)))))
@@ -539,7 +678,9 @@ def message(data: bytes) -> list[list] | None:
 def packed(fields: list[list]) -> bytes:
     "The message with these fields."
     body = {0: lambda v: varint(v), 1: bytes, 2: lambda v: varint(len(v)) + v, 5: bytes}
-    return b"".join(varint(number << 3 | kind) + body[kind](value) for number, kind, value in fields)
+    return b"".join(
+        varint(number << 3 | kind) + body[kind](value) for number, kind, value in fields
+    )
 
 
 @st.composite
@@ -557,16 +698,34 @@ def hostile_message(draw: Callable, data: bytes, depth: int = 0) -> bytes:
             )
         )
         field = fields[at]
-        kind = draw(st.sampled_from(["inside", "inside", "inside", "value", "value", "leave", "double", "move", "add"]))
+        kind = draw(
+            st.sampled_from(
+                ["inside", "inside", "inside", "value", "value", "leave", "double", "move", "add"]
+            )
+        )
         if kind in ("inside", "value") and field[1] == 0:
-            field[2] = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
+            field[2] = draw(
+                st.sampled_from(
+                    [0, 1, 2, 3, 4, 5, 6, 7, 255, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
+                )
+            )
         elif kind == "inside" and field[1] == 2 and depth < 3 and field[2]:
             field[2] = draw(hostile_message(field[2], depth + 1))
         elif kind in ("inside", "value"):
             field[2] = (
                 draw(
                     st.sampled_from(
-                        [b"", b"<0x41>", b"<0xZZ>", b"<0x>", b"</s>", b"<unk>", "▁".encode(), b"\xff\xfe", b"a" * 3000]
+                        [
+                            b"",
+                            b"<0x41>",
+                            b"<0xZZ>",
+                            b"<0x>",
+                            b"</s>",
+                            b"<unk>",
+                            "▁".encode(),
+                            b"\xff\xfe",
+                            b"a" * 3000,
+                        ]
                     )
                     | st.binary(max_size=40)
                 )
@@ -582,7 +741,12 @@ def hostile_message(draw: Callable, data: bytes, depth: int = 0) -> bytes:
         elif kind == "add":
             wire = draw(st.sampled_from([0, 2]))
             fields.insert(
-                at, [draw(st.integers(1, 60)), wire, draw(st.integers(0, 2**64 - 1) if wire == 0 else st.binary(max_size=20))]
+                at,
+                [
+                    draw(st.integers(1, 60)),
+                    wire,
+                    draw(st.integers(0, 2**64 - 1) if wire == 0 else st.binary(max_size=20)),
+                ],
             )
     return packed(fields)
 
@@ -614,7 +778,11 @@ def test_config(reading: Reading, good: Path, place: Path, flags: bool) -> None:
     def check(data: bytes) -> None:
         judge(
             reading.outcome(
-                reads_config, put(place / f"config-{flags}", {"config.json": data, **({"flags": b""} if flags else {})})
+                reads_config,
+                put(
+                    place / f"config-{flags}",
+                    {"config.json": data, **({"flags": b""} if flags else {})},
+                ),
             )
         )
 
@@ -628,7 +796,9 @@ def test_json(reading: Reading, good: Path, place: Path) -> None:
     @given(
         st.one_of(
             hostile_json((good / "run/step-000004/config.json").read_bytes()),
-            st.recursive(ODD, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)).map(as_json),
+            st.recursive(
+                ODD, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+            ).map(as_json),
         )
     )
     def check(data: bytes) -> None:
@@ -639,10 +809,13 @@ def test_json(reading: Reading, good: Path, place: Path) -> None:
 
 def test_checkpoint_manifest(reading: Reading, good: Path, place: Path) -> None:
     "The manifest of a checkpoint: bent, and twisted by somebody who can seal it again."
-    folder, data = copied(good / "run/step-000004", place), (good / "run/step-000004/manifest.json").read_bytes()
+    folder, data = (
+        copied(good / "run/step-000004", place),
+        (good / "run/step-000004/manifest.json").read_bytes(),
+    )
 
     def resealed(manifest: object) -> bytes:
-        return json_bytes(sealed(manifest) if isinstance(manifest, dict) else manifest)
+        return json_bytes(with_checksum(manifest) if isinstance(manifest, dict) else manifest)
 
     @fuzzed
     @given(st.one_of(*[twisted(json.loads(data)).map(resealed)] * 3, hostile_json(data)))
@@ -670,10 +843,17 @@ def test_checkpoint_shape(reading: Reading, good: Path, place: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])
 def test_checkpoint_files(reading: Reading, good: Path, place: Path, name: str) -> None:
     "Files of a checkpoint that its manifest says are right."
-    folder, data = copied(good / "run/step-000004", place), (good / "run/step-000004" / name).read_bytes()
+    folder, data = (
+        copied(good / "run/step-000004", place),
+        (good / "run/step-000004" / name).read_bytes(),
+    )
 
     @fuzzed
-    @given(hostile_tensors(data) if name == "model.safetensors" else st.one_of(hostile_message(data), bent(data)))
+    @given(
+        hostile_tensors(data)
+        if name == "model.safetensors"
+        else st.one_of(hostile_message(data), bent(data))
+    )
     def check(changed: bytes) -> None:
         put(folder, {name: changed})
         seal(folder, name)
@@ -709,10 +889,18 @@ def test_model_from_elsewhere(reading: Reading, good: Path, place: Path) -> None
     "A Qwen3 folder: its config.json, of any size, its weights, or an index of several files."
     folder, files = (
         copied(good / "other", place),
-        {name: (good / "other" / name).read_bytes() for name in ("config.json", "model.safetensors")},
+        {
+            name: (good / "other" / name).read_bytes()
+            for name in ("config.json", "model.safetensors")
+        },
     )
     index = as_json(
-        {"metadata": {}, "weight_map": {name: "model.safetensors" for name in ("lm_head.weight", "model.norm.weight")}}
+        {
+            "metadata": {},
+            "weight_map": {
+                name: "model.safetensors" for name in ("lm_head.weight", "model.norm.weight")
+            },
+        }
     )
     shutil.copy(folder / "model.safetensors", place / "x")
     case = st.one_of(
@@ -740,7 +928,9 @@ def test_tokenizer(reading: Reading, good: Path, place: Path) -> None:
     @fuzzed
     @given(st.one_of(*[hostile_message(data)] * 3, bent(data), st.binary(max_size=200)))
     def check(model: bytes) -> None:
-        judge(reading.outcome(reads_tokenizer, put(place / "tokenizer", {"tokenizer.model": model})))
+        judge(
+            reading.outcome(reads_tokenizer, put(place / "tokenizer", {"tokenizer.model": model}))
+        )
 
     check()
 
@@ -756,18 +946,28 @@ def test_shards(reading: Reading, good: Path, place: Path) -> None:
         "A changed file that the manifest says is right."
         changed, what = (
             copy.deepcopy(told),
-            {"bin": "sha256", "idx": "idx_sha256", "index": "index_sha256"}[name.rpartition(".")[2]],
+            {"bin": "sha256", "idx": "idx_sha256", "index": "index_sha256"}[
+                name.rpartition(".")[2]
+            ],
         )
         shard = changed["splits"][name[: name.index("-")]][0]
-        shard |= {what: sha256(data).hexdigest(), **({"tokens": len(data) // 2} if what == "sha256" else {})}
+        shard |= {
+            what: sha256(data).hexdigest(),
+            **({"tokens": len(data) // 2} if what == "sha256" else {}),
+        }
         return {name: data, "manifest.json": seal_shards(changed)}
 
     case = st.one_of(
         *[twisted(told).map(lambda told: {"manifest.json": seal_shards(told)})] * 4,
         hostile_json(manifest).map(lambda data: {"manifest.json": data}),
-        *[bent((source / name).read_bytes()).map(lambda data, name=name: with_sums(name, data)) for name in names],
         *[
-            numbers((source / names[1]).read_bytes(), code, start).map(lambda data: with_sums(names[1], data))
+            bent((source / name).read_bytes()).map(lambda data, name=name: with_sums(name, data))
+            for name in names
+        ],
+        *[
+            numbers((source / names[1]).read_bytes(), code, start).map(
+                lambda data: with_sums(names[1], data)
+            )
             for code, start in (("<q", 18), ("<i", 34))
         ],
         numbers((source / names[2]).read_bytes(), "<q").map(lambda data: with_sums(names[2], data)),
@@ -776,7 +976,10 @@ def test_shards(reading: Reading, good: Path, place: Path) -> None:
     @fuzzed
     @given(case)
     def check(files: dict[str, bytes]) -> None:
-        put(folder, {name: (source / name).read_bytes() for name in [*names, "manifest.json"]} | files)
+        put(
+            folder,
+            {name: (source / name).read_bytes() for name in [*names, "manifest.json"]} | files,
+        )
         judge(reading.outcome(reads_shards, folder))
 
     check()
@@ -790,7 +993,8 @@ def numbers(draw: Callable, data: bytes, code: str, start: int = 0) -> bytes:
         at = start + size * draw(st.integers(0, max(0, (len(data) - start) // size - 1)))
         bits = 8 * size - 1
         number = draw(
-            st.sampled_from([0, 1, 2, -1, -(2**bits), 2**bits - 1, 2 ** (bits - 1), 255]) | st.integers(-(2**bits), 2**bits - 1)
+            st.sampled_from([0, 1, 2, -1, -(2**bits), 2**bits - 1, 2 ** (bits - 1), 255])
+            | st.integers(-(2**bits), 2**bits - 1)
         )
         data = data[:at] + struct.pack(code, number) + data[at + size :]
     return data
@@ -816,21 +1020,38 @@ def test_indexes(reading: Reading, place: Path) -> None:
 def test_ends_that_wrap(reading: Reading, place: Path) -> None:
     "Ends that grow by more than 64 bits can say, and come back to the right one."
     write_index(put(place / "wrap", {}) / "x.idx", [1], 2)
-    refused(reading.outcome(reads_index, put(place / "wrap", {"x.index": struct.pack("<5q", 5, 2**63 - 1, -(2**63), -1, 9)})))
+    refused(
+        reading.outcome(
+            reads_index,
+            put(place / "wrap", {"x.index": struct.pack("<5q", 5, 2**63 - 1, -(2**63), -1, 9)}),
+        )
+    )
 
 
 def test_token_files(reading: Reading, good: Path, place: Path) -> None:
     "Tokens that another program has written, and where their documents end."
     tokenizer = Tokenizer.load(good / "shards")
-    ids = [tokenizer.encode_document(text) for text in ("Once upon a time", "", "東京 🦊", "a </s> b")]
+    ids = [
+        tokenizer.encode_document(text) for text in ("Once upon a time", "", "東京 🦊", "a </s> b")
+    ]
     write_ends(place / "ends", [len(document) for document in ids])
-    data, ends = struct.pack(f"<{sum(map(len, ids))}H", *sum(ids, [])), (place / "ends").read_bytes()
+    data, ends = (
+        struct.pack(f"<{sum(map(len, ids))}H", *sum(ids, [])),
+        (place / "ends").read_bytes(),
+    )
     shutil.copy(good / "shards/tokenizer.model", put(place / "tokens", {}))
 
     @fuzzed
-    @given(st.one_of(st.just(data), bent(data), numbers(data, "<h")), st.one_of(st.just(ends), bent(ends), numbers(ends, "<q")))
+    @given(
+        st.one_of(st.just(data), bent(data), numbers(data, "<h")),
+        st.one_of(st.just(ends), bent(ends), numbers(ends, "<q")),
+    )
     def check(tokens: bytes, index: bytes) -> None:
-        judge(reading.outcome(reads_tokens, put(place / "tokens", {"x.ds": tokens, "x.ds.index": index})))
+        judge(
+            reading.outcome(
+                reads_tokens, put(place / "tokens", {"x.ds": tokens, "x.ds.index": index})
+            )
+        )
 
     check()
 
@@ -847,7 +1068,9 @@ def test_corpus(reading: Reading, good: Path, place: Path) -> None:
         st.one_of(bent(lines), line, st.binary(max_size=60)),
     )
     def check(plain: bytes, jsonl: bytes) -> None:
-        judge(reading.outcome(reads_corpus, put(place / "corpus", {"x.txt": plain, "x.jsonl": jsonl})))
+        judge(
+            reading.outcome(reads_corpus, put(place / "corpus", {"x.txt": plain, "x.jsonl": jsonl}))
+        )
 
     check()
 
@@ -857,7 +1080,9 @@ def test_log(reading: Reading, good: Path, place: Path) -> None:
     data = (good / "run/log.jsonl").read_bytes()
     entries = [json.loads(line) for line in data.splitlines()]
     lines = lambda entries: (
-        b"".join(as_json(entry) + b"\n" for entry in entries) if isinstance(entries, list) else as_json(entries)
+        b"".join(as_json(entry) + b"\n" for entry in entries)
+        if isinstance(entries, list)
+        else as_json(entries)
     )
 
     @fuzzed
@@ -893,7 +1118,9 @@ def refused(outcome: str) -> None:
     assert outcome == "refused", outcome
 
 
-@pytest.mark.parametrize("number", [10**5, 10**7, 10**9, 10**12, 10**30, 10**400], ids=lambda n: f"1e{len(str(n)) - 1}")
+@pytest.mark.parametrize(
+    "number", [10**5, 10**7, 10**9, 10**12, 10**30, 10**400], ids=lambda n: f"1e{len(str(n)) - 1}"
+)
 @pytest.mark.parametrize(
     "field",
     [
@@ -913,10 +1140,21 @@ def test_absurd_sizes(reading: Reading, good: Path, place: Path, field: str, num
     "A model of any size on paper, with weights of another, is refused before memory is filled. (What no weight shows may do.)"
     folder = copied(good / "other", place)
     config = json.loads((folder / "config.json").read_bytes())
-    more = {"num_attention_heads": number, "num_key_value_heads": number} if "heads" in field else {}
+    more = (
+        {"num_attention_heads": number, "num_key_value_heads": number} if "heads" in field else {}
+    )
     put(
         folder,
-        {"config.json": as_json({**config, field: number, **more, **({"rope_parameters": {}} if field == "rope_theta" else {})})},
+        {
+            "config.json": as_json(
+                {
+                    **config,
+                    field: number,
+                    **more,
+                    **({"rope_parameters": {}} if field == "rope_theta" else {}),
+                }
+            )
+        },
     )
     (judge if field in ("rope_theta", "rms_norm_eps", "max_position_embeddings") else refused)(
         reading.outcome(reads_checkpoint, folder)
@@ -926,17 +1164,28 @@ def test_absurd_sizes(reading: Reading, good: Path, place: Path, field: str, num
 def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> None:
     "Weights whose header agrees with a config too large for memory, in a file that takes no place on the disk."
     folder = copied(good / "other", place)
-    config = json.loads((folder / "config.json").read_bytes()) | {"hidden_size": 2**19, "intermediate_size": 2**19}
+    config = json.loads((folder / "config.json").read_bytes()) | {
+        "hidden_size": 2**19,
+        "intermediate_size": 2**19,
+    }
     (size,) = struct.unpack("<Q", (data := (folder / "model.safetensors").read_bytes())[:8])
     header, at = {"__metadata__": {"format": "pt"}}, 0
     old = {8: config["hidden_size"], 12: config["intermediate_size"]}
     for name, told in json.loads(data[8 : 8 + size]).items():
         if name != "__metadata__":
             shape = [old.get(n, n) for n in told["shape"]]
-            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at := at + 4 * math.prod(shape)]}
-    put(folder, {"config.json": as_json(config), "model.safetensors": tensors(as_json(header), b"")})
+            header[name] = {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [at, at := at + 4 * math.prod(shape)],
+            }
+    put(
+        folder, {"config.json": as_json(config), "model.safetensors": tensors(as_json(header), b"")}
+    )
     try:
-        os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size + at)
+        os.truncate(
+            folder / "model.safetensors", (folder / "model.safetensors").stat().st_size + at
+        )
     except OSError:
         pytest.skip("this disk has no files with holes of that size")
     refused(reading.outcome(reads_checkpoint, folder))
@@ -960,14 +1209,19 @@ def test_absurd_sizes_together(reading: Reading, good: Path, place: Path) -> Non
     ],
     ids=lambda name: str(name)[:20],
 )
-def test_an_index_that_leads_elsewhere(reading: Reading, good: Path, place: Path, name: object) -> None:
+def test_an_index_that_leads_elsewhere(
+    reading: Reading, good: Path, place: Path, name: object
+) -> None:
     "The files of weights lie in the model's folder, and nowhere else, even where that would work."
     root = place / f"index-{len(list(place.iterdir()))}"
     folder = shutil.copytree(good / "other", root / "model")
     (folder / "below").mkdir()
     (folder / "model.safetensors").rename(root / "weights.safetensors")
     name = name.format(root) if isinstance(name, str) else name
-    put(folder, {"model.safetensors.index.json": as_json({"weight_map": {"model.norm.weight": name}})})
+    put(
+        folder,
+        {"model.safetensors.index.json": as_json({"weight_map": {"model.norm.weight": name}})},
+    )
     refused(reading.outcome(reads_checkpoint, folder))
 
 
@@ -996,7 +1250,9 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("nested", [True, False])
-def test_no_pickle_runs_code(reading: Reading, good: Path, place: Path, zipped: bool, nested: bool) -> None:
+def test_no_pickle_runs_code(
+    reading: Reading, good: Path, place: Path, zipped: bool, nested: bool
+) -> None:
     "Neither a trainer.pt nor a pytorch_model.bin, nor weights that are a pickle under a safe name."
     import torch
 
@@ -1036,7 +1292,9 @@ def test_a_pickle_with_a_name_as_long_as_a_book(reading: Reading, good: Path, pl
     shutil.copy(good / "run.json", root)
     with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(folder / "trainer.pt", "w") as new:
         for name in old.namelist():
-            new.writestr(name, old.read(name).replace(b"posix\nsystem", b"posix\n" + b"GLOBAL:" * 30_000))
+            new.writestr(
+                name, old.read(name).replace(b"posix\nsystem", b"posix\n" + b"GLOBAL:" * 30_000)
+            )
     seal(folder, "trainer.pt")
     refused(reading.outcome(resumes, root))
 
@@ -1089,13 +1347,18 @@ def test_a_pickle_that_swells(reading: Reading, good: Path, place: Path) -> None
 )
 def test_endless_files(reading: Reading, place: Path, reader: str, name: str) -> None:
     "A file of a terabyte that takes no place on the disk: one line of zeros."
-    folder = put(place / f"endless-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: b""})
+    folder = put(
+        place / f"endless-{len(list(place.iterdir()))}",
+        {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: b""},
+    )
     write_index(folder / "x.idx", [1], 2)
     try:
         os.truncate(folder / name, 2**40)
     except OSError:
         pytest.skip("this disk has no files with holes of that size")
-    refused(reading.outcome(READERS[reader], folder, 6 * SECONDS))  # a corpus is read in twelve ways
+    refused(
+        reading.outcome(READERS[reader], folder, 6 * SECONDS)
+    )  # a corpus is read in twelve ways
 
 
 DEEP = b'{"text": ' + b"[" * 200_000 + b"]" * 200_000 + b"}"
@@ -1116,10 +1379,13 @@ DIGITS = b'{"text": ' + b"9" * 1_000_000 + b"}"
         ("reads_corpus", "x.jsonl"),
     ],
 )
-def test_json_of_any_form(reading: Reading, place: Path, reader: str, name: str, data: bytes) -> None:
+def test_json_of_any_form(
+    reading: Reading, place: Path, reader: str, name: str, data: bytes
+) -> None:
     "Brackets within brackets, 100,000 keys, a number of a million digits: read in a moment, or refused."
     folder = put(
-        place / f"form-{len(list(place.iterdir()))}", {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: data + b"\n"}
+        place / f"form-{len(list(place.iterdir()))}",
+        {"x.txt": b"a\n", "x.jsonl": b'{"text": "a"}\n', name: data + b"\n"},
     )
     judge(reading.outcome(READERS[reader], folder))
 
@@ -1141,7 +1407,13 @@ def test_counts_that_lie(reading: Reading, good: Path, place: Path, change: dict
     folder = copied(good / "shards", place)
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest["splits"]["train"][0] |= change
-    put(folder, {"manifest.json": seal_shards(manifest), **({"train-00000.bin": b""} if "tokens" in change else {})})
+    put(
+        folder,
+        {
+            "manifest.json": seal_shards(manifest),
+            **({"train-00000.bin": b""} if "tokens" in change else {}),
+        },
+    )
     refused(reading.outcome(reads_shards, folder))
 
 

@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 from conftest import ROOT, course, fine
 
-from llm_course.corpus import write_tales
-from llm_course.packing import Shards, Tokenized, get_batch, write_shards
+from llm_course.config import load_config
+from llm_course.packing import get_batch
+from llm_course.pipeline import train
+from llm_course.shards import TokenDataset, Tokenized, write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import train_tokenizer
-from llm_course.training import load_config, train
 
 STATUS = "/proc/{}/status"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not Path(STATUS.format("self")).exists(), reason="/proc tells how much memory is taken"),
+    pytest.mark.skipif(
+        not Path(STATUS.format("self")).exists(), reason="/proc tells how much memory is taken"
+    ),
 ]
 FLAT = 50  # MB
 
@@ -34,25 +38,33 @@ def memory(field: str, pid: int | str = "self") -> float:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(write_tales(0, 300), 600, say=lambda line: None)
+    return train_tokenizer(sample_tales(0, 300), 600, log=lambda line: None)
 
 
 def test_ten_thousand_batches(tokenizer, tmp_path: Path) -> None:
     "Batches from a shard of 400 MB: nothing is kept. (Pages of the mapped file are not counted: the system takes them back.)"
     ids = np.random.default_rng(0).integers(2, tokenizer.vocab_size, 2_000_000).astype("<u2")
-    write_shards((Tokenized("", ids) for _ in range(100)), tokenizer, tmp_path / "s", val_documents=[], seq_len=512)
-    shards, seen = Shards(tmp_path / "s"), []
+    write_shards(
+        (Tokenized("", ids) for _ in range(100)),
+        tokenizer,
+        tmp_path / "s",
+        val_documents=[],
+        seq_len=512,
+    )
+    shards, seen = TokenDataset(tmp_path / "s"), []
     for step in range(10_500):
         get_batch(shards, step, 16, seed=0)
         if step % 500 == 499:
             seen.append(memory("RssAnon"))
-    print(f"\n10,000 batches: {seen[-1] - seen[0]:+.1f} MB after 500 (at most {max(seen) - seen[0]:+.1f}, of {seen[0]:.0f})")
+    print(
+        f"\n10,000 batches: {seen[-1] - seen[0]:+.1f} MB after 500 (at most {max(seen) - seen[0]:+.1f}, of {seen[0]:.0f})"
+    )
     assert max(seen[1:]) - seen[0] < FLAT
 
 
 def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
     "A real run: steps, log, validation, samples and checkpoints."
-    tales, seen = write_tales(0, 300), []
+    tales, seen = sample_tales(0, 300), []
     write_shards(tales[:280], tokenizer, tmp_path / "s", val_documents=tales[280:], seq_len=32)
     config = load_config(
         "tiny",
@@ -78,21 +90,25 @@ def test_ten_thousand_steps(tokenizer, tmp_path: Path) -> None:
         tmp_path / "out",
         device="cpu",
         progress=False,
-        say=lambda text: None,
+        log=lambda text: None,
         sampler=lambda model, tokenizer: str(seen.append(memory("VmRSS"))),
     )
     warm = seen[1]
-    print(f"\n10,000 steps: {seen[-1] - warm:+.1f} MB after the first 1,000 (at most {max(seen[1:]) - warm:+.1f}, of {warm:.0f})")
+    print(
+        f"\n10,000 steps: {seen[-1] - warm:+.1f} MB after the first 1,000 (at most {max(seen[1:]) - warm:+.1f}, of {warm:.0f})"
+    )
     assert len(seen) == 22 and max(seen[1:]) - warm < FLAT
 
 
 def write_corpus(path: Path, megabytes: int) -> Path:
     "A corpus of so many megabytes, in documents of which no two are the same."
-    block, size, number = write_tales(0, 2000), 0, 0
+    block, size, number = sample_tales(0, 2000), 0, 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         while size < megabytes * 1e6:
-            size += file.write("".join(f"{number + i} {tale}\n" for i, tale in enumerate(block)).encode())
+            size += file.write(
+                "".join(f"{number + i} {tale}\n" for i, tale in enumerate(block)).encode()
+            )
             number += len(block)
     return path
 
@@ -146,7 +162,9 @@ def test_a_corpus_of_a_gigabyte(stage: str, args: list, tmp_path: Path) -> None:
         warm = max(seen[: max(1, len(seen) // 10)])
         growth = max(seen) - warm
         seconds = time.monotonic() - begun
-        print(f"\n{stage}, {megabytes} MB: peak {peaks[megabytes]:.0f} MB, {growth:+.1f} MB after a tenth, {seconds:.0f} s")
+        print(
+            f"\n{stage}, {megabytes} MB: peak {peaks[megabytes]:.0f} MB, {growth:+.1f} MB after a tenth, {seconds:.0f} s"
+        )
         corpus.unlink()
     assert peaks[1000] - peaks[100] < FLAT, peaks
     if stage == "prepare":

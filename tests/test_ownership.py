@@ -1,4 +1,5 @@
 "What the program did not write, it does not replace: the record beside a file says whose it is."
+
 import json
 import multiprocessing
 import os
@@ -7,9 +8,19 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, course, fine
 
-from llm_course import corpus
-from llm_course.corpus import (
-    RECORD, CourseError, atomic_write, check_ours, is_ours, own_entry, record_ours, write_ours, write_tales_corpus)
+from llm_course import files
+from llm_course.corpus import write_tales_corpus
+from llm_course.files import (
+    RECORD,
+    UserError,
+    atomic_write,
+    check_ours,
+    is_ours,
+    own_entry,
+    record_ours,
+    write_ours,
+)
+from llm_course.tales import sample_tales
 
 
 def written(path: Path, text: str = "ours") -> Path:
@@ -34,10 +45,22 @@ CHANGES = {
     "a pipe": (lambda path: (path.unlink(), os.mkfifo(path)), False),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nowhere")), False),
     "no record": (lambda path: (path.parent / RECORD).unlink(), False),
-    "a record of another name": (lambda path: by_hand(path.parent / RECORD, b'{"other.txt": {"size": 4}}'), False),
-    "an entry that says nothing": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {}}'), False),
-    "an entry that is no object": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": [4]}'), False),
-    "a record that is no object": (lambda path: by_hand(path.parent / RECORD, b"[" * 100_000), False),
+    "a record of another name": (
+        lambda path: by_hand(path.parent / RECORD, b'{"other.txt": {"size": 4}}'),
+        False,
+    ),
+    "an entry that says nothing": (
+        lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {}}'),
+        False,
+    ),
+    "an entry that is no object": (
+        lambda path: by_hand(path.parent / RECORD, b'{"a.txt": [4]}'),
+        False,
+    ),
+    "a record that is no object": (
+        lambda path: by_hand(path.parent / RECORD, b"[" * 100_000),
+        False,
+    ),
     "a record cut short": (lambda path: by_hand(path.parent / RECORD, b'{"a.txt": {"si'), False),
 }
 
@@ -53,7 +76,9 @@ def test_a_file_is_ours_as_long_as_it_is_as_we_wrote_it(tmp_path, change):
     if ours or not os.path.lexists(path):
         check_ours(path)
         return
-    with pytest.raises(CourseError, match=r"a\.txt (is not from|has been changed since) this program.*--force"):
+    with pytest.raises(
+        UserError, match=r"a\.txt (is not from|has been changed since) this program.*--force"
+    ):
         check_ours(path)
     check_ours(path, force=True)
 
@@ -62,7 +87,7 @@ def test_writing_again_needs_no_force_and_writing_over_others_does(tmp_path):
     "Ours is replaced at will; another's is left as it is, bit for bit, and becomes ours with force."
     assert written(written(tmp_path / "new" / "a.txt"), "ours, again").read_text() == "ours, again"
     theirs = by_hand(tmp_path / "b.txt")
-    with pytest.raises(CourseError, match="b.txt is not from this program"):
+    with pytest.raises(UserError, match="b.txt is not from this program"):
         with write_ours(theirs, what="a text"):
             raise AssertionError("nothing may be written")
     assert theirs.read_bytes() == b"theirs" and set(os.listdir(tmp_path)) == {"b.txt", "new"}
@@ -92,7 +117,11 @@ def test_a_crash_at_any_moment_leaves_a_file_that_is_known(tmp_path, monkeypatch
     except KeyboardInterrupt:
         pass
     monkeypatch.undo()
-    assert finished == (moment >= 3) and is_ours(path) and path.read_text() == ("old" if moment < 2 else "the new text")
+    assert (
+        finished == (moment >= 3)
+        and is_ours(path)
+        and path.read_text() == ("old" if moment < 2 else "the new text")
+    )
     assert own_entry(written(path, "newer")).get("before") is None
 
 
@@ -129,7 +158,10 @@ def write_five_times(path: Path) -> None:
 def test_programs_that_write_to_one_folder_take_turns(tmp_path):
     "Eight processes record eight files at once, and the record has them all."
     paths = [tmp_path / f"{i}.txt" for i in range(8)]
-    running = [multiprocessing.get_context("fork").Process(target=write_five_times, args=(path,)) for path in paths]
+    running = [
+        multiprocessing.get_context("fork").Process(target=write_five_times, args=(path,))
+        for path in paths
+    ]
     for process in running:
         process.start()
     for process in running:
@@ -142,7 +174,7 @@ def test_programs_that_write_to_one_folder_take_turns(tmp_path):
 def test_tales_replace_no_text_of_somebody_else(tmp_path, name):
     "Neither text is touched when either is somebody's; with force both are tales, and then they are ours."
     by_hand(tmp_path / name, b"Once upon a time, there was my only copy.\n")
-    with pytest.raises(CourseError, match=f"{name} is not from this program"):
+    with pytest.raises(UserError, match=f"{name} is not from this program"):
         write_tales_corpus(tmp_path, n_train=3, n_val=1)
     assert os.listdir(tmp_path) == [name]
     for options in ({"force": True}, {}, {"seed": 1}):
@@ -157,11 +189,11 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
 
     def full(target, *args):
         if Path(target).name == RECORD:
-            raise CourseError(f"{target} cannot be written: No space left on device.")
+            raise UserError(f"{target} cannot be written: No space left on device.")
         return atomic_write(target, *args)
 
-    monkeypatch.setattr(corpus, "atomic_write", full)
-    with pytest.raises(CourseError, match="No space left"):
+    monkeypatch.setattr(files, "atomic_write", full)
+    with pytest.raises(UserError, match="No space left"):
         written(path, "new")
     assert path.read_text() == "old" and is_ours(path)
 
@@ -171,10 +203,22 @@ def test_a_place_that_refuses_the_record_keeps_the_old_file(tmp_path, monkeypatc
 COMMANDS = {  # what is there before, and the command that would replace it
     "corpus": ("data/raw/corpus.txt", ["corpus", "--stories", 5]),
     "corpus, validation": ("data/raw/val.txt", ["corpus", "--stories", 5]),
-    "tokenizer": ("artifacts/tokenizer/llm_spm.model", ["tokenizer", "--input", "in.txt", "--vocab_size", 400]),
-    "demo": ("r/corpus.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
-    "demo, validation": ("r/val.txt", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
-    "demo, tokenizer": ("r/llm_spm.model", ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10]),
+    "tokenizer": (
+        "artifacts/tokenizer/llm_spm.model",
+        ["tokenizer", "--input", "in.txt", "--vocab_size", 400],
+    ),
+    "demo": (
+        "r/corpus.txt",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
+    "demo, validation": (
+        "r/val.txt",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
+    "demo, tokenizer": (
+        "r/llm_spm.model",
+        ["demo", "--root", "r", "--config", "tiny", "--max_steps", 1, "--stories", 10],
+    ),
 }
 
 
@@ -183,14 +227,28 @@ def test_a_command_replaces_what_is_not_ours_with_force_alone(tmp_path, case):
     "One line names the file and --force; what the user had is as it was, even if it looks as if we had written it."
     path, words = tmp_path / COMMANDS[case][0], COMMANDS[case][1]
     path.parent.mkdir(parents=True)
-    mine = by_hand(path, f"{corpus.write_tales(5, 1)[0]}\n".encode()).read_bytes()
-    (tmp_path / "in.txt").write_text("\n".join(corpus.write_tales(0, 20)))
+    mine = by_hand(path, f"{sample_tales(5, 1)[0]}\n".encode()).read_bytes()
+    (tmp_path / "in.txt").write_text("\n".join(sample_tales(0, 20)))
     done = course(*words, cwd=tmp_path)
-    assert done.code == 2 and len(done.lines) == 1 and path.name in done.lines[0] and "--force" in done.lines[0], done.err
+    assert (
+        done.code == 2
+        and len(done.lines) == 1
+        and path.name in done.lines[0]
+        and "--force" in done.lines[0]
+    ), done.err
     assert path.read_bytes() == mine and not (path.parent / "checkpoints").exists()
     if words[0] == "demo":  # and not its 200 stories
-        from llm_course.training import load_config, train_on_tales
-        train_on_tales(load_config("tiny", {"max_steps": "1"}), tmp_path / "r", n_train=10, n_val=2, force=True, say=lambda line: None)
+        from llm_course.config import load_config
+        from llm_course.demo import train_on_tales
+
+        train_on_tales(
+            load_config("tiny", {"max_steps": "1"}),
+            tmp_path / "r",
+            n_train=10,
+            n_val=2,
+            force=True,
+            log=lambda line: None,
+        )
     else:
         fine(course(*words, "--force", cwd=tmp_path))
     assert is_ours(path)

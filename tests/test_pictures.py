@@ -1,4 +1,5 @@
 """The pictures of the lessons: a PNG that weighs little, with a text for those who do not see it."""
+
 import io
 import re
 
@@ -10,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402: after the choice of how it draws
+import matplotlib.pyplot as plt  # noqa: E402  after the choice of how it draws
 from IPython.core.formatters import DisplayFormatter  # noqa: E402
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from llm_course.corpus import Picture, few_colours, ink_on  # noqa: E402
+from llm_course.lessons import Picture, few_colours, ink_on  # noqa: E402
 
 
 def drawn(figure: Figure) -> Figure:
@@ -72,9 +73,13 @@ def test_a_map_of_many_shades_stays_a_map():
 
 def contrast(a: object, b: object) -> float:
     "Of two colours, 1 to 21, as WCAG 2.2 defines it."
+
     def luminance(colour: object) -> float:
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        linear = [
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)
+        ]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
     light, dark = sorted([luminance(a), luminance(b)], reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -87,13 +92,23 @@ def test_ink_can_be_read_on_every_colour(colour: tuple[float, float, float]):
 @pytest.mark.parametrize("shades", ["Reds", "YlOrRd", "YlGnBu", "tab20"])
 def test_ink_can_be_read_on_the_maps_of_the_lessons(shades: str):
     "The darkest red of an attention picture had black letters on it."
-    assert min(contrast(ink_on(plt.get_cmap(shades)(x)), plt.get_cmap(shades)(x)) for x in np.linspace(0, 1, 256)) >= 4.5
+    assert (
+        min(
+            contrast(ink_on(plt.get_cmap(shades)(x)), plt.get_cmap(shades)(x))
+            for x in np.linspace(0, 1, 256)
+        )
+        >= 4.5
+    )
 
 
 def test_lessons_write_on_colours_with_ink_that_can_be_read():
     "Wherever text stands on areas in colours of a map, `ink_on` says how to write it."
     from test_layering import NOTEBOOKS, code_cells
+
     for path in NOTEBOOKS:
         for cell in code_cells(path):
-            on_areas = re.search(r"\bax\.text\(", cell) and re.search(r"Rectangle\(|bbox=|imshow\(|barh\(", cell)
-            if on_areas and re.search(r"plt\.cm\.|get_cmap|cmap=", cell): assert "ink_on" in cell, f"{path.name}:\n{cell}"
+            on_areas = re.search(r"\bax\.text\(", cell) and re.search(
+                r"Rectangle\(|bbox=|imshow\(|barh\(", cell
+            )
+            if on_areas and re.search(r"plt\.cm\.|get_cmap|cmap=", cell):
+                assert "ink_on" in cell, f"{path.name}:\n{cell}"

@@ -13,8 +13,11 @@ from conftest import ROOT
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llm_course.corpus import CourseError, held_out, write_tales
-from llm_course.packing import Shards, Tokenized, get_batch, write_shards
+from llm_course.corpus import held_out
+from llm_course.files import UserError
+from llm_course.packing import get_batch
+from llm_course.shards import TokenDataset, Tokenized, write_shards
+from llm_course.tales import sample_tales
 from llm_course.tokenizer import Tokenizer, train_tokenizer
 
 CASES = int(os.environ.get("LLM_COURSE_CASES", 500))  # `make fuzz` asks for more
@@ -26,7 +29,11 @@ def quiet(*words: object) -> None:
 
 def tried(cases: int) -> settings:
     return settings(
-        max_examples=cases, deadline=None, derandomize=CASES <= 500, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=cases,
+        deadline=None,
+        derandomize=CASES <= 500,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
 
 
@@ -62,7 +69,11 @@ WORDS = [
 # fmt: on
 of_script = st.sampled_from(sorted(SCRIPTS)).flatmap(
     lambda name: st.text(
-        st.characters(min_codepoint=SCRIPTS[name][0], max_codepoint=SCRIPTS[name][1], exclude_categories=["Cs"]),
+        st.characters(
+            min_codepoint=SCRIPTS[name][0],
+            max_codepoint=SCRIPTS[name][1],
+            exclude_categories=["Cs"],
+        ),
         min_size=1,
         max_size=20,
     )
@@ -80,9 +91,9 @@ def tokenizers() -> list[Tokenizer]:
         if code not in (0, 0x2581, 0x2585)
     ]
     return [
-        train_tokenizer(write_tales(0, 100), 700, say=quiet),
-        train_tokenizer([" ".join(every[i::7]) for i in range(7)] * 3 + WORDS, 1500, say=quiet),
-        train_tokenizer(["a"], 300, say=quiet),
+        train_tokenizer(sample_tales(0, 100), 700, log=quiet),
+        train_tokenizer([" ".join(every[i::7]) for i in range(7)] * 3 + WORDS, 1500, log=quiet),
+        train_tokenizer(["a"], 300, log=quiet),
     ]
 
 
@@ -110,7 +121,8 @@ def test_every_character_comes_back(tokenizers: list[Tokenizer]) -> None:
 @tried(max(20, CASES // 25))
 @given(
     documents=st.lists(
-        st.text(st.sampled_from("ab c"), min_size=1, max_size=30) | texts.filter(lambda t: t.strip("▁▅\0")),
+        st.text(st.sampled_from("ab c"), min_size=1, max_size=30)
+        | texts.filter(lambda t: t.strip("▁▅\0")),
         min_size=1,
         max_size=25,
     ),
@@ -122,12 +134,18 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
 
     def learned(order: list[str]) -> bytes | str:
         try:
-            return train_tokenizer(order, 350 + len(set("".join(documents))), sample_bytes=limit, say=quiet).model
-        except CourseError as error:
+            return train_tokenizer(
+                order, 350 + len(set("".join(documents))), sample_bytes=limit, log=quiet
+            ).model
+        except UserError as error:
             return str(error)
 
-    assert learned(documents) == (found := learned(random.Random(seed).sample(documents, len(documents))))
-    assert isinstance(found, bytes) or not "".join(documents).strip("▁▅\0\r\n")  # of which nothing is learned
+    assert learned(documents) == (
+        found := learned(random.Random(seed).sample(documents, len(documents)))
+    )
+    assert isinstance(found, bytes) or not "".join(documents).strip(
+        "▁▅\0\r\n"
+    )  # of which nothing is learned
 
 
 @pytest.mark.parametrize(
@@ -142,13 +160,18 @@ def test_the_order_of_documents_is_no_matter(documents: list[str], seed: int, li
 def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     "Threads, hash seed and locale of the process do not stand in the model."
     code = (
-        "import random; from llm_course.corpus import write_tales; from llm_course.tokenizer import train_tokenizer\n"
-        "tales = write_tales(0, 300); random.shuffle(tales)\n"
-        "print(train_tokenizer(tales, 900, sample_bytes=150_000, say=lambda line: None).sha256)"
+        "import random; from llm_course.tales import sample_tales; from llm_course.tokenizer import train_tokenizer\n"
+        "tales = sample_tales(0, 300); random.shuffle(tales)\n"
+        "print(train_tokenizer(tales, 900, sample_bytes=150_000, log=lambda line: None).sha256)"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == train_tokenizer(write_tales(0, 300), 900, sample_bytes=150_000, say=quiet).sha256
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    assert (
+        done.stdout.strip()
+        == train_tokenizer(sample_tales(0, 300), 900, sample_bytes=150_000, log=quiet).sha256
+    )
 
 
 # Documents
@@ -162,20 +185,40 @@ def test_training_is_the_same_everywhere(variables: dict[str, str]) -> None:
     seq_len=st.integers(1, 9),
 )
 def test_a_split_conserves_documents(
-    tmp_path_factory, tokenizers: list[Tokenizer], documents: list[str], fraction: float, shard_tokens: int, seq_len: int
+    tmp_path_factory,
+    tokenizers: list[Tokenizer],
+    documents: list[str],
+    fraction: float,
+    shard_tokens: int,
+    seq_len: int,
 ) -> None:
     "Held out by any fraction, in shards of any size: both splits together are the documents, and no text is in both."
-    sides = {split: [d for d in documents if held_out(d, fraction) == (split == "val")] for split in ("train", "val")}
+    sides = {
+        split: [d for d in documents if held_out(d, fraction) == (split == "val")]
+        for split in ("train", "val")
+    }
     documents = [*documents, "x" * 50]  # so that training has one sequence, wherever the others go
     sides["val" if held_out(documents[-1], fraction) else "train"].append(documents[-1])
-    if not sides["train"] or sum(len(tokenizers[1].encode_document(d)) for d in sides["train"]) <= seq_len:
+    if (
+        not sides["train"]
+        or sum(len(tokenizers[1].encode_document(d)) for d in sides["train"]) <= seq_len
+    ):
         return
     out = tmp_path_factory.mktemp("split")
-    manifest = write_shards(documents, tokenizers[1], out, val_fraction=fraction, seq_len=seq_len, shard_tokens=shard_tokens)
+    manifest = write_shards(
+        documents,
+        tokenizers[1],
+        out,
+        val_fraction=fraction,
+        seq_len=seq_len,
+        shard_tokens=shard_tokens,
+    )
     assert manifest.excluded == 0
     for split, expected in sides.items():
-        shards = Shards(out, split)
-        assert [tokenizers[1].decode(shards.document(j)) for j in range(shards.documents)] == expected
+        shards = TokenDataset(out, split)
+        assert [
+            tokenizers[1].decode(shards.document(j)) for j in range(shards.documents)
+        ] == expected
         assert shards.tokens == sum(len(tokenizers[1].encode_document(d)) for d in expected)
     assert not set(sides["train"]) & set(sides["val"])
 
@@ -186,9 +229,17 @@ def test_a_split_conserves_documents(
 @pytest.fixture(scope="module")
 def stream(tokenizers: list[Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> Path:
     "Shards whose tokens are 0, 1, 2, …, so that each sequence is known by its first one."
-    ids, folder = np.arange(tokenizers[0].vocab_size, dtype="<u2"), tmp_path_factory.mktemp("stream") / "s"
+    ids, folder = (
+        np.arange(tokenizers[0].vocab_size, dtype="<u2"),
+        tmp_path_factory.mktemp("stream") / "s",
+    )
     write_shards(
-        [Tokenized("", part) for part in np.split(ids, 7)], tokenizers[0], folder, val_documents=[], seq_len=1, shard_tokens=150
+        [Tokenized("", part) for part in np.split(ids, 7)],
+        tokenizers[0],
+        folder,
+        val_documents=[],
+        seq_len=1,
+        shard_tokens=150,
     )
     return folder
 
@@ -206,14 +257,20 @@ def test_ranks_together_see_every_sequence_once(
     stream: Path, length: int, world: int, share: int, seed: int, epochs: int
 ) -> None:
     "Any number of sequences, seed and ranks: an epoch is every sequence once, and the ranks in order are the batch of one."
-    shards, batch = Shards(stream, seq_len=length), world * share
+    shards, batch = TokenDataset(stream, seq_len=length), world * share
     seen = []
     for step in range(min(-(-len(shards) * epochs // batch), 100)):
         whole, targets = get_batch(shards, step, batch, seed)
         parts = [get_batch(shards, step, batch, seed, rank, world) for rank in range(world)]
-        assert (np.concatenate([x for x, _ in parts]) == whole).all() and (np.concatenate([y for _, y in parts]) == targets).all()
+        assert (np.concatenate([x for x, _ in parts]) == whole).all() and (
+            np.concatenate([y for _, y in parts]) == targets
+        ).all()
         assert (targets == whole + 1).all()
         seen += (whole[:, 0] // length).tolist()
     for epoch in range(len(seen) // len(shards)):
-        assert sorted(seen[epoch * len(shards) : (epoch + 1) * len(shards)]) == list(range(len(shards)))
-    assert len(set(seen[: len(shards)])) == min(len(seen), len(shards))  # where an epoch is longer than the test
+        assert sorted(seen[epoch * len(shards) : (epoch + 1) * len(shards)]) == list(
+            range(len(shards))
+        )
+    assert len(set(seen[: len(shards)])) == min(
+        len(seen), len(shards)
+    )  # where an epoch is longer than the test

@@ -1,4 +1,5 @@
 """Signals, sent to real processes: every stage ends as it should, loses nothing that was saved, leaves no half of anything."""
+
 import os
 import random
 import re
@@ -13,18 +14,46 @@ import torch
 from conftest import course, fine, snapshot, words_of
 from running import PATIENCE, ROOT, Running, running
 
-from llm_course.training import CHECKPOINT_FILES, load_checkpoint, newest_checkpoint, read_log, step_folders
+from llm_course.integrity import load_verified
+from llm_course.runs import CHECKPOINT_FILES, newest_checkpoint, read_log, step_folders
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are POSIX")
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}  # the last one: where a terminal is closed
+MOMENTS = random.Random(0)  # when a signal comes, within what the command does then
+STATUS = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGHUP: 129,
+}  # the last one: where a terminal is closed
 QUICK = [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
 
 
 def train_command(trained: Path, out: Path) -> list:
     "A run of a second or so, with saves, validations and samples in it."
-    return ["train", "--config", "tiny", "--data", trained / "data/shards", "--out", out, "--precision", "fp32",
-            "--max_steps", 60, "--batch_size", 4, "--save_every", 9, "--eval_every", 13,
-            "--sample_every", 17, "--log_every", 1, "--keep", 3]
+    return [
+        "train",
+        "--config",
+        "tiny",
+        "--data",
+        trained / "data/shards",
+        "--out",
+        out,
+        "--precision",
+        "fp32",
+        "--max_steps",
+        60,
+        "--batch_size",
+        4,
+        "--save_every",
+        9,
+        "--eval_every",
+        13,
+        "--sample_every",
+        17,
+        "--log_every",
+        1,
+        "--keep_checkpoints",
+        3,
+    ]
 
 
 def told(out: Path) -> list[dict]:
@@ -59,12 +88,19 @@ def undisturbed(trained, tmp_path_factory) -> Path:
     return folder / "out"
 
 
-def interrupted(number: int, draw: random.Random, trained: Path, undisturbed: Path, folder: Path) -> int:
+def interrupted(
+    number: int, draw: random.Random, trained: Path, undisturbed: Path, folder: Path
+) -> int:
     "Signal a run at a random moment of its training, resume it as its last line says, and compare; the step at which it stopped."
     out = folder / "out"
     with running(*train_command(trained, out), cwd=folder) as run:
         step = draw.randrange(60)
-        run.until(lambda: (out / "log.jsonl").exists() and (out / "log.jsonl").read_text().count('"loss"') >= step)
+        run.until(
+            lambda: (
+                (out / "log.jsonl").exists()
+                and (out / "log.jsonl").read_text().count('"loss"') >= step
+            )
+        )
         time.sleep(draw.uniform(0, 0.02))
         run.send(number)
         code = run.end()
@@ -73,11 +109,13 @@ def interrupted(number: int, draw: random.Random, trained: Path, undisturbed: Pa
         same_end(out, undisturbed)  # too late
         return 60
     assert code == STATUS[number], run.told
-    stopped = re.search(r"Stopped after step (\d+), which is saved; `(.+)` goes on from there\.", run.lines[-1])
+    stopped = re.search(
+        r"Stopped after step (\d+), which is saved; `(.+)` goes on from there\.", run.lines[-1]
+    )
     assert stopped, run.told
     step, command = stopped.groups()
     assert newest_checkpoint(out).name == f"step-{int(step):06d}" and not list(out.glob(".*.tmp"))
-    assert all(load_checkpoint(each) for each in step_folders(out))
+    assert all(load_verified(each) for each in step_folders(out))
     fine(course(*words_of(command), cwd=folder))
     same_end(out, undisturbed)
     return int(step)
@@ -95,7 +133,9 @@ def test_many_signals(trained, undisturbed, tmp_path):
     draw, stopped = random.Random(0), []
     for i in range(30):
         (tmp_path / str(i)).mkdir()
-        stopped.append(interrupted(draw.choice(list(STATUS)), draw, trained, undisturbed, tmp_path / str(i)))
+        stopped.append(
+            interrupted(draw.choice(list(STATUS)), draw, trained, undisturbed, tmp_path / str(i))
+        )
         shutil.rmtree(tmp_path / str(i))
     print(f"\nstopped after the steps {sorted(stopped)}")
     assert len(set(stopped)) > 10
@@ -106,7 +146,14 @@ def test_a_second_interrupt_ends_at_once(trained, tmp_path):
     out = tmp_path / "out"
     fine(course(*train_command(trained, out), "--max_steps", 2, "--save_every", 1, cwd=tmp_path))
     before = newest_checkpoint(out)
-    slow = [*train_command(trained, out), "--resume", "--batch_size", 2**15, "--micro_batch_size", 8]
+    slow = [
+        *train_command(trained, out),
+        "--resume",
+        "--batch_size",
+        2**15,
+        "--micro_batch_size",
+        8,
+    ]
     with running(*slow, cwd=tmp_path) as run:
         run.until("Resuming")
         time.sleep(0.5)
@@ -115,11 +162,25 @@ def test_a_second_interrupt_ends_at_once(trained, tmp_path):
         assert run.process.poll() is None, "the first finishes the step"
         run.send(signal.SIGINT)
         assert run.end() == 130, run.told
-    assert "Traceback" not in run.told and newest_checkpoint(out) == before and load_checkpoint(out).path == before
-    fine(course(*train_command(trained, out), "--resume", "--max_steps", int(before.name[5:]) + 1, cwd=tmp_path))
+    assert (
+        "Traceback" not in run.told
+        and newest_checkpoint(out) == before
+        and load_verified(out).path == before
+    )
+    fine(
+        course(
+            *train_command(trained, out),
+            "--resume",
+            "--max_steps",
+            int(before.name[5:]) + 1,
+            cwd=tmp_path,
+        )
+    )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc for how far the start has come")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="looks into /proc for how far the start has come"
+)
 @pytest.mark.parametrize("number", QUICK)
 def test_a_signal_while_all_is_loaded(number, trained, tmp_path):
     "It waits until all is there, for C++ may abort in between; at most one line, 130 or 143, nothing begun; the command works again."
@@ -127,7 +188,7 @@ def test_a_signal_while_all_is_loaded(number, trained, tmp_path):
         run.until(lambda: "libtorch" in Path(f"/proc/{run.process.pid}/maps").read_text())
         status = Path(f"/proc/{run.process.pid}/status").read_text()
         assert int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16) >> number - 1 & 1, status
-        time.sleep(random.uniform(0, 0.5))
+        time.sleep(MOMENTS.uniform(0, 0.5))
         run.send(number)
         assert run.end() == STATUS[number], run.told
     assert "Traceback" not in run.told and len(run.lines) <= 5, run.told
@@ -137,8 +198,23 @@ def test_a_signal_while_all_is_loaded(number, trained, tmp_path):
 
 STAGES = {  # arguments that keep a stage busy for long, what it tells once it is, and what it makes
     "corpus": (["--stories", 10**6, "--seed", 1], "Writing"),
-    "tokenizer": (["--input", "long.txt", "--documents", "line", "--vocab_size", 700], "every line"),
-    "prepare": (["--input", "long.txt", "--documents", "line", "--seq_len", 16, "--val", "data/raw/val.txt"], "Validation"),
+    "tokenizer": (
+        ["--input", "long.txt", "--documents", "line", "--vocab_size", 700],
+        "every line",
+    ),
+    "prepare": (
+        [
+            "--input",
+            "long.txt",
+            "--documents",
+            "line",
+            "--seq_len",
+            16,
+            "--val",
+            "data/raw/val.txt",
+        ],
+        "Validation",
+    ),
     "eval": (["--input", "long.txt", "--documents", "line", "--stride", 1], "every line"),
     "generate": (["--n", 10**6, "--max_new_tokens", 10**6], "Once upon"),
 }
@@ -161,12 +237,14 @@ def test_an_interrupt_in_every_other_stage(stage, busy, tmp_path):
     with running(stage, *args, cwd=busy) as run:
         output = Path(run.file.name)
         run.until(sign)
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(MOMENTS.uniform(0.1, 0.6))
         run.send(signal.SIGINT)
         assert run.end() == 130, run.told
     output.rename(tmp_path / "output")
     text = (tmp_path / "output").read_text(errors="replace")
-    assert text.rstrip().endswith(f"llm-course {stage}: stopped.") and "Traceback" not in text, text[-2000:]
+    assert text.rstrip().endswith(f"llm-course {stage}: stopped.") and "Traceback" not in text, (
+        text[-2000:]
+    )
     assert snapshot(busy) == before
 
 
@@ -178,7 +256,7 @@ def test_a_terminated_stage_leaves_no_half(stage, busy, tmp_path):
     with running(stage, *args, cwd=busy) as run:
         output = Path(run.file.name)
         run.until(sign)
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(MOMENTS.uniform(0.1, 0.6))
         run.send(signal.SIGTERM)
         assert run.end() == 143, run.told
     output.unlink()
@@ -186,7 +264,9 @@ def test_a_terminated_stage_leaves_no_half(stage, busy, tmp_path):
         assert snapshot(busy) == before
     finally:
         for left in set(snapshot(busy)) - set(before):
-            shutil.rmtree(busy / left) if (busy / left).is_dir() else (busy / left).unlink(missing_ok=True)
+            shutil.rmtree(busy / left) if (busy / left).is_dir() else (busy / left).unlink(
+                missing_ok=True
+            )
 
 
 def group_is_empty(run: Running) -> bool:
@@ -208,8 +288,23 @@ def ends_alone(run: Running) -> None:
 
 def with_workers(busy: Path, out: Path) -> list:
     "`prepare` in three processes, for some seconds."
-    return ["prepare", "--input", busy / "long.txt", "--documents", "line", "--tok", busy / "artifacts/tokenizer/llm_spm.model",
-            "--seq_len", 16, "--val", busy / "data/raw/val.txt", "--out_dir", out, "--workers", 3]
+    return [
+        "prepare",
+        "--input",
+        busy / "long.txt",
+        "--documents",
+        "line",
+        "--tok",
+        busy / "artifacts/tokenizer/llm_spm.model",
+        "--seq_len",
+        16,
+        "--val",
+        busy / "data/raw/val.txt",
+        "--out_dir",
+        out,
+        "--workers",
+        3,
+    ]
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["to all", "to the first"])
@@ -218,7 +313,7 @@ def test_a_signal_to_prepare_with_workers(number, to_all, busy, tmp_path):
     "A terminal sends Ctrl-C to every process, a scheduler may ask the first alone: one line at most, and nobody and nothing stays."
     with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:
         run.until("Validation")
-        time.sleep(random.uniform(0, 0.8))  # the workers start, or work
+        time.sleep(MOMENTS.uniform(0, 0.8))  # the workers start, or work
         run.send(number) if to_all else run.process.send_signal(number)
         assert run.end() == STATUS[number], run.told
         ends_alone(run)
@@ -232,10 +327,16 @@ def test_a_process_of_prepare_is_killed(victim, busy, tmp_path):
     "Without the first process its workers end, too; without a worker the command ends with a sentence and status 2. It works again."
     with running(*with_workers(busy, tmp_path / "shards"), cwd=tmp_path) as run:
         children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
-        named = lambda: [pid for pid in children.read_text().split() if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        named = lambda: [
+            pid
+            for pid in children.read_text().split()
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
         run.until(lambda: len(named()) == 2)
         time.sleep(0.3)
-        os.kill(run.process.pid if victim == "the first process" else int(named()[0]), signal.SIGKILL)
+        os.kill(
+            run.process.pid if victim == "the first process" else int(named()[0]), signal.SIGKILL
+        )
         code = run.end()
         ends_alone(run)
     if victim == "a worker":
@@ -246,6 +347,7 @@ def test_a_process_of_prepare_is_killed(victim, busy, tmp_path):
 
 
 # A cell of a notebook
+
 
 def test_stopping_a_cell(trained, tmp_path):
     "The stop button of Jupyter, during `training.train`: the step is saved, the kernel goes on computing, the checkpoint loads."
@@ -261,26 +363,42 @@ def test_stopping_a_cell(trained, tmp_path):
 
         def output(message: dict) -> None:
             nonlocal act
-            printed.append(message["content"].get("text", "") or str(message["content"].get("data", {}).get("text/plain", "")))
+            printed.append(
+                message["content"].get("text", "")
+                or str(message["content"].get("data", {}).get("text/plain", ""))
+            )
             if act and "passes over" in "".join(printed):
                 time.sleep(1)
                 act()
                 act = None
-        return client.execute_interactive(code, timeout=PATIENCE, output_hook=output)["content"], "".join(printed)
+
+        return client.execute_interactive(code, timeout=PATIENCE, output_hook=output)[
+            "content"
+        ], "".join(printed)
 
     try:
         client.wait_for_ready(timeout=PATIENCE)
-        cell = ("from llm_course.training import load_config, train\n"
-                "config = load_config('tiny', {'max_steps': 100_000, 'precision': 'fp32', 'save_every': 0, 'eval_every': 0})\n"
-                f"train(config, {str(trained / 'data/shards')!r}, 'out', progress=False)")
+        cell = (
+            "from llm_course.config import load_config\nfrom llm_course.pipeline import train\n"
+            "config = load_config('tiny', {'max_steps': 100_000, 'precision': 'fp32', 'save_every': 0, 'eval_every': 0})\n"
+            f"train(config, {str(trained / 'data/shards')!r}, 'out', progress=False)"
+        )
         reply, printed = run(cell, manager.interrupt_kernel)
         assert reply["status"] == "error" and reply["ename"] == "KeyboardInterrupt", printed
-        step = int(re.search(r"Stopped after step ([\d,]+), which is saved; resume=True goes on", printed)[1].replace(",", ""))
+        step = int(
+            re.search(r"Stopped after step ([\d,]+), which is saved; resume=True goes on", printed)[
+                1
+            ].replace(",", "")
+        )
         reply, printed = run("1 + 1")
         assert reply["status"] == "ok" and "2" in printed
-        reply, printed = run("from llm_course.training import load_checkpoint\nload_checkpoint('out').step")
+        reply, printed = run(
+            "from llm_course.integrity import load_verified\nload_verified('out').step"
+        )
         assert reply["status"] == "ok" and int(printed) == step > 0
-        reply, printed = run(cell.replace("100_000", str(step + 1)).replace("progress", "resume=True, progress"))
+        reply, printed = run(
+            cell.replace("100_000", str(step + 1)).replace("progress", "resume=True, progress")
+        )
         assert reply["status"] == "ok" and f"at step {step:,} of {step + 1:,}" in printed
     finally:
         client.stop_channels()

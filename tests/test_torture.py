@@ -1,4 +1,5 @@
 """The short form of `make torture`: real processes are killed, and what they leave must load and lead to the same bits."""
+
 import os
 import re
 import subprocess
@@ -15,20 +16,24 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks its vi
 
 def torture(*args: object) -> tuple[int, str]:
     """Exit status and output of the command."""
-    done = subprocess.run([sys.executable, TORTURE, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, TORTURE, *map(str, args)], capture_output=True, text=True, timeout=PATIENCE
+    )
     return done.returncode, done.stdout + done.stderr
 
 
 def test_killed_runs_end_with_the_same_bits():
     """Random kills in every scenario, most of them in a save, one of them of `llm-course train`."""
     code, said = torture("--kills", 20, "--seed", 1, "--stride", 0)
-    assert code == 0 and "20 kills" in said and "0 lost checkpoints; 0 runs that differ" in said, said
+    assert code == 0 and "20 kills" in said and "0 lost checkpoints; 0 runs that differ" in said, (
+        said
+    )
     assert int(re.search(r"(\d+) of them in a save", said)[1]) > 0 and "(shell)" in said
 
 
 def test_before_each_file_operation():
     """A run that is killed before any one of its operations on files loses nothing, and is resumed to the same bits."""
-    code, said = torture("--kills", 0, "--stride", 2)   # every other one, here
+    code, said = torture("--kills", 0, "--stride", 2)  # every other one, here
     assert code == 0 and "0 lost checkpoints; 0 runs that differ" in said, said
     assert int(re.search(r"(\d+) kills", said)[1]) > 25
 
@@ -66,6 +71,12 @@ flip(newest_checkpoint(one.whole) / "trainer.pt")
 assert faults_after_a_kill(one.whole, 1) and faults_after_a_kill(one.whole, 10**6)
 print("fine")
 """
-    done = subprocess.run([sys.executable, "-c", check], input=f"{tmp_path}\n", capture_output=True, text=True, timeout=PATIENCE,
-                          env={**os.environ, "PYTHONPATH": str(TORTURE.parent)})
+    done = subprocess.run(
+        [sys.executable, "-c", check],
+        input=f"{tmp_path}\n",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": str(TORTURE.parent)},
+    )
     assert done.stdout.endswith("fine\n"), done.stderr

@@ -4,8 +4,9 @@ from random import Random
 
 from datasets import Dataset
 
-from llm_course.corpus import Corpus, held_out, tales
-from llm_course.evaluation import ask
+from llm_course.corpus import Corpus, held_out
+from llm_course.grading import ask
+from llm_course.tales import tales
 
 
 def held_out_tales(n: int, seed: int) -> list[str]:
