@@ -406,11 +406,11 @@ def show_stories(checkpoint: object) -> None:
 def demo(ctx: click.Context, config: str, root: str, stories: int, fresh: bool, force: bool) -> None:
     """All of it on the built-in tales, in minutes. Every field of the config is an option too, as in `train`."""
     from llm_course.config import load_config
+    from llm_course.corpus import held_out_stories
     from llm_course.demo import CAREFUL, more_time, sample_text, train_on_tales
     from llm_course.device import pick_device
     from llm_course.files import check_ours
     from llm_course.integrity import load_verified, verify_checkpoint
-    from llm_course.preparation import held_out_stories
     check_ours(Path(root) / "loss.png", force)  # now, and not after minutes
     chosen, typed = load_config(config, typed_fields(ctx)), typed_command(ctx)
     again = shlex.join(word for word in shlex.split(typed) if word != "--fresh")

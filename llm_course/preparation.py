@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MOST_HELD', 'MANY', 'huggingface_files', 'token_files', 'TokenFiles', 'cgroups', 'cgroup_limits', 'usable_processors',
-           'tokenize_in_parallel', 'useful_workers', 'validation_beside', 'held_out_stories', 'hold_out', 'as_text',
-           'Validation', 'choose_validation', 'ShardTexts', 'validation_source', 'usual_measure']
+           'tokenize_in_parallel', 'useful_workers', 'validation_beside', 'hold_out', 'as_text', 'Validation',
+           'choose_validation', 'ShardTexts', 'validation_source', 'usual_measure']
 
 # %% ../nbs/19_preparation.ipynb #19import
 import glob
@@ -403,11 +403,6 @@ def _belongs(val: Path, source: str) -> bool:
 # %% ../nbs/19_preparation.ipynb #hold0004
 MOST_HELD = 10_000_000  # bytes
 MANY = 0.05  # of the tokens: where copies of validation documents take so many out of training, that is said
-
-
-def held_out_stories(stories: int) -> int:
-    """How many tales to validate on beside `stories` to train on."""
-    return min(500, stories // 10 + 1)
 
 
 def hold_out(corpus: Iterable[str], fraction: float) -> list[str]:

@@ -59,9 +59,8 @@ def save_tales(
     folder: str | Path, stories: int = 30_000, seed: int = 0, force: bool = False
 ) -> None:
     "Write corpus.txt and val.txt to `folder`; what is not ours is replaced only with `force`."
-    from llm_course.corpus import write_tales_corpus
+    from llm_course.corpus import held_out_stories, write_tales_corpus
     from llm_course.files import check_ours, quantity
-    from llm_course.preparation import held_out_stories
 
     for name in ("corpus.txt", "val.txt"):
         check_ours(Path(folder) / name, force, "`llm-course corpus --force`")
