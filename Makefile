@@ -50,7 +50,7 @@ check: $(ready) ## llm_course/ is what nbs/ exports, the notebooks are clean, th
 	  echo "These files differ from the last commit after nbdev_export and nbdev_clean: look at them, then commit them."; exit 1; fi
 	"$(bin)/ruff" check
 	"$(bin)/ruff" format --check
-	"$(bin)/ty" check --quiet --python "$(VENV)"
+	env -u PYTHONPATH "$(bin)/ty" check --quiet --python "$(VENV)"
 	@OMP_NUM_THREADS=1 "$(bin)/python" tests/plain_size.py
 
 notebooks: $(ready) ## run every notebook in place, which is how the outputs in git are made
