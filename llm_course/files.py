@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'STOPPING', 'RECORD', 'MAX_JSON', 'UserError', 'did_you_mean', 'quantity', 'duration', 'sync_folder',
-           'check_replaceable', 'atomic_write', 'signals_wait', 'file_sha256', 'digest', 'read_record', 'own_entry',
-           'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours', 'write_ours', 'MessageStream',
-           'message_stream', 'print_message', 'visible', 'read_json', 'with_checksum', 'record', 'write_synced',
-           'write_folder', 'file_lock', 'folder_lock', 'beside', 'restore_folder', 'clear_folder', 'link_into',
-           'replace_folder', 'shell', 'python', 'literal', 'set_variable']
+           'check_replaceable', 'atomic_write', 'signals_wait', 'signals_handled', 'file_sha256', 'digest',
+           'read_record', 'own_entry', 'is_ours', 'check_ours', 'record_lock', 'add_to_record', 'record_ours',
+           'write_ours', 'MessageStream', 'message_stream', 'print_message', 'visible', 'read_json', 'with_checksum',
+           'record', 'write_synced', 'write_folder', 'file_lock', 'folder_lock', 'beside', 'restore_folder',
+           'clear_folder', 'link_into', 'replace_folder', 'shell', 'python', 'literal', 'set_variable']
 
 # %% ../nbs/02_files.ipynb #10import
 import difflib
@@ -20,6 +20,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -112,6 +113,20 @@ def signals_wait(*numbers: int) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def signals_handled(numbers: Iterable[int], handler: Callable | signal.Handlers) -> Iterator[None]:
+    "Within it, in the main thread, these signals go to `handler`. What is ignored stays so; no other thread may set handlers."
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [each for each in numbers if signal.getsignal(each) not in (None, signal.SIG_IGN)]
+        before = {each: signal.signal(each, handler) for each in heard}
+    try:
+        yield
+    finally:
+        for each, usual in before.items():
+            signal.signal(each, usual)
 
 # %% ../nbs/02_files.ipynb #ours0002
 RECORD = ".llm-course.json"  # in a folder: what this program wrote there, by name

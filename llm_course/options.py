@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['MAKERS', 'SETTINGS', 'CORPUS', 'VALIDATION', 'PREFIX', 'TOKENIZER', 'SHARDS', 'CHECKPOINTS', 'DEMO', 'LATEST', 'PATH',
            'TEXT', 'FORMS', 'device_option', 'verify_option', 'sentence', 'Stage', 'what_to_do_with', 'Computing',
-           'cleaning_up', 'outliving_readers', 'Program', 'main', 'PathType', 'TextType', 'typed_command',
-           'next_command', 'reads_text', 'writes_text', 'ConfigOption', 'typed_fields', 'Configurable']
+           'outliving_readers', 'Program', 'main', 'PathType', 'TextType', 'typed_command', 'next_command',
+           'reads_text', 'writes_text', 'ConfigOption', 'typed_fields', 'Configurable']
 
 # %% ../nbs/96_options.ipynb #96import
 import codecs
@@ -13,9 +13,7 @@ import math
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 
@@ -23,14 +21,19 @@ import click
 
 from . import __version__
 from .config import ModelConfig, TrainingConfig
-from .files import STOPPING, signals_wait
+from llm_course.files import (
+    STOPPING,
+    MessageStream,
+    UserError,
+    did_you_mean,
+    signals_handled,
+    signals_wait,
+)
 from .terminal import columns, first_process, fitted, runnable
 
 # %% ../nbs/96_options.ipynb #ab85d47e
 def sentence(error: BaseException) -> str | None:
     "What to tell the user about `error`, in one line; None where the fault is ours and the traceback should be seen."
-    from llm_course.files import UserError
-
     if isinstance(error, BrokenPipeError):
         return None
     if isinstance(error, UserError):
@@ -104,24 +107,6 @@ class Computing(Stage):
             import llm_course.pipeline  # noqa: F401
 
 # %% ../nbs/96_options.ipynb #90a1ede2
-@contextlib.contextmanager
-def cleaning_up() -> Iterator[None]:
-    "Within it, SIGTERM and the end of the terminal end a stage as an error does: it cleans up behind itself. What is ignored stays so."
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        heard = [
-            each for each in STOPPING[1:] if signal.getsignal(each) not in (None, signal.SIG_IGN)
-        ]
-        before = {
-            each: signal.signal(each, lambda number, _: sys.exit(128 + number)) for each in heard
-        }
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-
 MAKERS = (
     "corpus",
     "tokenizer",
@@ -137,8 +122,6 @@ def outliving_readers(words: list[str]) -> Iterator[None]:
     """Within it, a line that nobody can read any more does not end a stage that makes something.
 
     Of another stage the output is all: where nobody reads it, it ends at once, with a status that is not 0."""
-    from llm_course.files import MessageStream
-
     for number in range(3):
         try:
             os.fstat(number)
@@ -168,8 +151,6 @@ class Program(click.Group):
         return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
-        from llm_course.files import did_you_mean
-
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"there is no stage {args[0]!r}.{did_you_mean(args[0], list(self.commands))}")
         return super().resolve_command(ctx, args)
@@ -178,7 +159,9 @@ class Program(click.Group):
         self, args: list[str] | None = None, prog_name: str = "llm-course", **extra: object
     ) -> None:
         words = sys.argv[1:] if args is None else list(args)
-        with outliving_readers(words), cleaning_up():
+        # SIGTERM, and the end of the terminal, end a command as an error does: it cleans up behind itself
+        leave = signals_handled(STOPPING[1:], lambda number, _: sys.exit(128 + number))
+        with outliving_readers(words), leave:
             try:
                 # ty: ignore[no-matching-overload]
                 status = super().main(words, prog_name, standalone_mode=False, obj=words, **extra)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .corpus import Corpus, held_out, normalized
-from .files import UserError, is_ours, own_entry, quantity, signals_wait
+from .files import UserError, is_ours, own_entry, quantity, signals_handled, signals_wait
 from .formats import FORMATS, SEPARATOR, find_texts, json_trouble
 from llm_course.shards import (
     HELD_OUT,
@@ -290,15 +290,11 @@ def _work(documents: list[str]) -> tuple[bytes, list[int]]:
 @contextmanager
 def _terminated_later() -> Iterator[None]:
     """Within it SIGTERM waits for its end: a worker that is starting would find half of what it is to read."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        yield
+        with signals_handled([signal.SIGTERM], lambda number, frame: heard.append(number)):
+            yield
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         if heard:
             signal.raise_signal(signal.SIGTERM)
 
